@@ -1,0 +1,121 @@
+package dnscache
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// Config is everything the resolver needs to know, typed. It holds no text
+// that still has to be parsed, except domain names.
+type Config struct {
+	// Listen are the addresses served, each over UDP and TCP. Never a
+	// wildcard: the resolver answers only where it was asked to.
+	Listen []netip.AddrPort
+
+	// ClusterDomain is the domain of the cluster, such as "cluster.local",
+	// lower case, without a trailing dot.
+	ClusterDomain string
+
+	// ClusterDNS are the kube-dns addresses, in order of preference. Empty is
+	// allowed only where Upstreams is not KubeDNS; cluster and reverse names
+	// then go where all other names go.
+	ClusterDNS []netip.AddrPort
+
+	// Upstreams says who answers the names that no other route takes.
+	Upstreams Upstreams
+
+	// StubDomains are answered by servers of their own.
+	StubDomains []StubDomain
+
+	// Cluster, Reverse and External are the caps of the three kinds of zone:
+	// the cluster domain, in-addr.arpa and ip6.arpa, and everything else
+	// (stub domains too).
+	Cluster, Reverse, External Zone
+
+	// MaxBytes bounds the memory of all cached replies together.
+	MaxBytes int64
+}
+
+// UpstreamSource says where the upstreams of external names come from.
+type UpstreamSource int
+
+const (
+	// KubeDNS sends external names to ClusterDNS too, so that both
+	// nameservers of a pod give the same answers.
+	KubeDNS UpstreamSource = iota
+	// NodeResolvers sends them to the nameservers of the node's resolv.conf,
+	// without loopback and without ourselves, re-read when the file changes.
+	NodeResolvers
+	// ServerList sends them to a fixed list.
+	ServerList
+)
+
+// Upstreams says who answers external names.
+type Upstreams struct {
+	Source  UpstreamSource
+	Servers []netip.AddrPort // for ServerList only
+}
+
+// A StubDomain is a zone with servers of its own.
+type StubDomain struct {
+	Zone    string // lower case, without a trailing dot
+	Servers []netip.AddrPort
+}
+
+// Transport says how upstream servers are asked.
+type Transport int
+
+const (
+	// TransportAuto is TCP to kube-dns and UDP, then TCP when truncated, to
+	// everybody else.
+	TransportAuto Transport = iota
+	// TransportTCP is TCP only.
+	TransportTCP
+	// TransportUDP is UDP, then TCP when truncated.
+	TransportUDP
+)
+
+// Zone holds the caps of one kind of zone.
+type Zone struct {
+	Success, Denial Limits
+	Transport       Transport
+}
+
+// Limits cap what is cached: success is a NOERROR reply with answers, denial
+// is NXDOMAIN or NODATA. Entries 0 or MaxTTL 0 turns that kind of caching off.
+type Limits struct {
+	Entries int
+	MaxTTL  time.Duration
+}
+
+// ErrNoClusterDNS is returned by [Config.Validate] when external names are to
+// be answered by kube-dns and no kube-dns address is known.
+var ErrNoClusterDNS = errors.New("no kube-dns address is known")
+
+// Validate says what makes c unusable, or nil.
+func (c Config) Validate() error {
+	if len(c.Listen) == 0 {
+		return errors.New("no listen address")
+	}
+	for _, a := range c.Listen {
+		if !a.IsValid() || a.Addr().IsUnspecified() {
+			return fmt.Errorf("listen address %s: a wildcard is not allowed", a)
+		}
+	}
+	if c.ClusterDomain == "" || strings.HasSuffix(c.ClusterDomain, ".") {
+		return fmt.Errorf("cluster domain %q is not a name without a trailing dot", c.ClusterDomain)
+	}
+	if c.Upstreams.Source == KubeDNS && len(c.ClusterDNS) == 0 {
+		return ErrNoClusterDNS
+	}
+	if c.Upstreams.Source == ServerList && len(c.Upstreams.Servers) == 0 {
+		return errors.New("the list of upstreams is empty")
+	}
+	if c.MaxBytes <= 0 {
+		return errors.New("the cache has no memory")
+	}
+	return nil
+}

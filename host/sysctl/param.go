@@ -1,0 +1,19 @@
+// Package sysctl sets kernel parameters and sets them back.
+package sysctl
+
+// Policy says which values of a parameter are as wanted.
+type Policy string
+
+// The policies, as the configuration spells them.
+const (
+	Floor   Policy = "floor"   // raise, never lower
+	Ceiling Policy = "ceiling" // lower, never raise
+	Exact   Policy = "exact"   // set whatever it was
+)
+
+// A Param is one wanted kernel parameter.
+type Param struct {
+	Key    string // dotted, such as net.netfilter.nf_conntrack_max
+	Value  uint64
+	Policy Policy
+}
