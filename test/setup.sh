@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Installs with apt what a make target needs and this machine lacks. Does
+# nothing where all is there.
+#
+# usage: test/setup.sh run|test|lint
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+fail() {
+	printf 'setup: error: %s\n' "$1" >&2
+	printf 'setup: hint: %s\n' "$2" >&2
+	exit 1
+}
+
+# command:package
+node=(ip:iproute2 iptables:iptables conntrack:conntrack sysctl:procps)
+case ${1-} in
+run) need=("${node[@]}" dig:bind9-dnsutils curl:curl diff:diffutils) ;;
+test) need=("${node[@]}" gcc:gcc) ;; # the race detector needs a C compiler
+lint) need=(shellcheck:shellcheck yamllint:yamllint) ;;
+*) fail "unknown use ${1-\"\"}" 'usage: test/setup.sh run|test|lint' ;;
+esac
+
+# Ordinary users have no sbin in their PATH, and what lies there is installed
+# all the same.
+PATH=$PATH:/usr/sbin:/sbin
+
+command -v go >/dev/null || fail 'go is not installed' "install Go $(awk '$1 == "go" {print $2}' go.mod) or newer and put it in PATH"
+
+packages=()
+for pair in "${need[@]}"; do
+	command -v "${pair%%:*}" >/dev/null || packages+=("${pair#*:}")
+done
+# gcc alone brings no headers of libc.
+if [[ $1 == test && ! -e /usr/include/stdlib.h ]]; then
+	packages+=(libc6-dev)
+fi
+((${#packages[@]})) || exit 0
+
+install="apt-get install -y --no-install-recommends ${packages[*]}"
+((EUID == 0)) || fail "not installed: ${packages[*]}" "run this as root: $install"
+command -v apt-get >/dev/null || fail "not installed: ${packages[*]}, and there is no apt-get" 'install them with the package manager of this system'
+
+echo "setup: installing ${packages[*]}" >&2
+export DEBIAN_FRONTEND=noninteractive
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+if ! { apt-get update && $install; } </dev/null >"$log" 2>&1; then
+	tail -n 20 "$log" >&2
+	fail "apt-get could not install ${packages[*]}" 'its last lines are above'
+fi
