@@ -1,0 +1,174 @@
+// Package config reads the configuration file: text in, typed values out,
+// once. After [Parse] nothing is left that still has to be understood.
+package config
+
+import (
+	"net/netip"
+	"slices"
+	"strconv"
+	"time"
+
+	"nodelocaldns/dnscache"
+	"nodelocaldns/host"
+	"nodelocaldns/host/link"
+	"nodelocaldns/host/notrack"
+	"nodelocaldns/host/sysctl"
+)
+
+// Config is the whole configuration. A Config from [Parse] or [Default] is
+// valid: every value is in its range and nothing contradicts anything else.
+type Config struct {
+	Listen    Listen
+	Cluster   Cluster
+	Upstreams dnscache.Upstreams
+	// StubDomains are sorted by zone; zones are lower case, without a
+	// trailing dot.
+	StubDomains []dnscache.StubDomain
+	Zones       Zones
+	Cache       Cache
+	// Sysctls are in the order of the reference, whatever the file's order.
+	Sysctls []sysctl.Param
+	Notrack Notrack
+	Metrics Endpoint
+	Health  Endpoint
+}
+
+// Listen says where queries are answered, and what holds the addresses.
+type Listen struct {
+	Addresses []netip.Addr // unicast, never a wildcard, no duplicates, at least one
+	Port      uint16       // over UDP and TCP
+	Interface string       // of 1 to 15 bytes
+	LinkType  link.Type
+}
+
+// Cluster says what the node's cluster looks like to a pod.
+type Cluster struct {
+	Domain string           // lower case, without a trailing dot
+	DNS    []netip.AddrPort // the kube-dns addresses; may be empty
+}
+
+// Zones are the caps of the three kinds of zone.
+type Zones struct {
+	Cluster, Reverse, External dnscache.Zone
+}
+
+// Cache says how much may be kept.
+type Cache struct {
+	MaxBytes int64 // one budget for all zones, a multiple of 1 KiB
+}
+
+// Notrack says whether DNS packets to our addresses are kept out of conntrack.
+type Notrack struct {
+	Enabled bool
+	Backend notrack.Backend
+}
+
+// An Endpoint is where something is served over HTTP. Port 0 means nowhere;
+// without an Addr it is every address of the node.
+type Endpoint struct {
+	Addr netip.Addr
+	Port uint16
+}
+
+// On reports whether anything is served.
+func (e Endpoint) On() bool { return e.Port != 0 }
+
+// String is e as the configuration spells it and as [net.Listen] takes it;
+// empty if e is off.
+func (e Endpoint) String() string {
+	switch {
+	case !e.On():
+		return ""
+	case !e.Addr.IsValid():
+		return ":" + strconv.Itoa(int(e.Port))
+	}
+	return netip.AddrPortFrom(e.Addr, e.Port).String()
+}
+
+// sysctls are the keys that may be set, in the order they are applied, with
+// their defaults: enough entries that a burst of lookups does not fill the
+// table, four entries a bucket as the kernel's own ratio was for years, and
+// finished connections out of it soon.
+var sysctls = []sysctl.Param{
+	{Key: "net.netfilter.nf_conntrack_max", Value: 1048576, Policy: sysctl.Floor},
+	{Key: "net.netfilter.nf_conntrack_buckets", Value: 262144, Policy: sysctl.Floor},
+	{Key: "net.netfilter.nf_conntrack_tcp_timeout_fin_wait", Value: 30, Policy: sysctl.Ceiling},
+	{Key: "net.netfilter.nf_conntrack_tcp_timeout_time_wait", Value: 30, Policy: sysctl.Ceiling},
+	{Key: "net.netfilter.nf_conntrack_tcp_timeout_close_wait", Value: 15, Policy: sysctl.Ceiling},
+}
+
+// Default is the configuration of an empty file. The reference file says the
+// same with a comment a key; a test holds the two equal.
+func Default() Config {
+	// The four server blocks of the DaemonSet this resolver stands in for:
+	// 9984 names, answers up to 30 s, denials of cluster names only 5 s,
+	// because a Service that was just created must be found.
+	limits := func(ttl time.Duration) dnscache.Limits {
+		return dnscache.Limits{Entries: 9984, MaxTTL: ttl}
+	}
+	return Config{
+		Listen: Listen{
+			Addresses: []netip.Addr{netip.MustParseAddr("169.254.20.10")},
+			Port:      53,
+			Interface: "nodelocaldns0",
+			LinkType:  link.Auto,
+		},
+		Cluster:   Cluster{Domain: "cluster.local"},
+		Upstreams: dnscache.Upstreams{Source: dnscache.KubeDNS},
+		Zones: Zones{
+			Cluster:  dnscache.Zone{Success: limits(30 * time.Second), Denial: limits(5 * time.Second), Transport: dnscache.TransportTCP},
+			Reverse:  dnscache.Zone{Success: limits(30 * time.Second), Denial: limits(30 * time.Second), Transport: dnscache.TransportTCP},
+			External: dnscache.Zone{Success: limits(30 * time.Second), Denial: limits(30 * time.Second), Transport: dnscache.TransportAuto},
+		},
+		Cache:   Cache{MaxBytes: 32 << 20},
+		Sysctls: slices.Clone(sysctls),
+		Notrack: Notrack{Enabled: true, Backend: notrack.Auto},
+		Metrics: Endpoint{Port: 9253},
+		Health:  Endpoint{Addr: netip.MustParseAddr("169.254.20.10"), Port: 8080},
+	}
+}
+
+// Host is what the runtime plan is built from. Loopback addresses are left
+// out: they are on every node already, and only processes of the node itself
+// can ask there. With loopback addresses alone the plan has nothing to hold,
+// and Addresses is empty.
+func (c Config) Host() host.Config {
+	return host.Config{
+		Interface: c.Listen.Interface,
+		LinkType:  c.Listen.LinkType,
+		Addresses: slices.DeleteFunc(slices.Clone(c.Listen.Addresses), netip.Addr.IsLoopback),
+		Port:      c.Listen.Port,
+		Notrack:   c.Notrack.Enabled,
+		Backend:   c.Notrack.Backend,
+		Sysctls:   slices.Clone(c.Sysctls),
+	}
+}
+
+// Resolver is what the resolver is built from. Its Validate can still report
+// [dnscache.ErrNoClusterDNS]: a file without kube-dns addresses is enough for
+// the guard, and for the resolver where upstreams is not kube-dns.
+func (c Config) Resolver() dnscache.Config {
+	return dnscache.Config{
+		Listen:        c.sockets(),
+		ClusterDomain: c.Cluster.Domain,
+		ClusterDNS:    slices.Clone(c.Cluster.DNS),
+		Upstreams: dnscache.Upstreams{
+			Source:  c.Upstreams.Source,
+			Servers: slices.Clone(c.Upstreams.Servers),
+		},
+		StubDomains: slices.Clone(c.StubDomains),
+		Cluster:     c.Zones.Cluster,
+		Reverse:     c.Zones.Reverse,
+		External:    c.Zones.External,
+		MaxBytes:    c.Cache.MaxBytes,
+	}
+}
+
+// sockets are the addresses and ports that c listens on.
+func (c Config) sockets() []netip.AddrPort {
+	var s []netip.AddrPort
+	for _, a := range c.Listen.Addresses {
+		s = append(s, netip.AddrPortFrom(a, c.Listen.Port))
+	}
+	return s
+}

@@ -1,0 +1,99 @@
+package config
+
+import (
+	_ "embed"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"nodelocaldns/dnscache"
+)
+
+// Reference is the file that says what [Default] says, with a comment a key.
+//
+//go:embed reference.yaml
+var Reference []byte
+
+// bare are the texts that YAML reads back as text without quotes. It is
+// narrower than YAML: the rest is quoted, needed or not.
+var bare = regexp.MustCompile(`^[a-z][a-z0-9-]*(\.[a-z][a-z0-9-]*)+$|^[a-z]{3,}[a-z-]*[0-9]$|^[0-9]+(\.[0-9]+){3}$`)
+
+func quote(s string) string {
+	if bare.MatchString(s) {
+		return s
+	}
+	return strconv.Quote(s)
+}
+
+func quoteAll[T any](xs []T, format func(T) string) string {
+	ss := make([]string, len(xs))
+	for i, x := range xs {
+		ss[i] = quote(format(x))
+	}
+	return "[" + strings.Join(ss, ", ") + "]"
+}
+
+// YAML is c as a file that [Parse] reads back as c, every key given.
+func (c Config) YAML() []byte {
+	var b strings.Builder
+	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+
+	p("listen:")
+	p("  addresses: %s", quoteAll(c.Listen.Addresses, netip.Addr.String))
+	p("  port: %d", c.Listen.Port)
+	p("  interface: %s", quote(c.Listen.Interface))
+	p("  linkType: %s", c.Listen.LinkType)
+	p("cluster:")
+	p("  domain: %s", quote(c.Cluster.Domain))
+	p("  dns: %s", quoteAll(c.Cluster.DNS, formatServer))
+	switch c.Upstreams.Source {
+	case dnscache.KubeDNS:
+		p("upstreams: %s", wordKubeDNS)
+	case dnscache.NodeResolvers:
+		p("upstreams: %s", wordNode)
+	case dnscache.ServerList:
+		p("upstreams: %s", quoteAll(c.Upstreams.Servers, formatServer))
+	}
+	if len(c.StubDomains) == 0 {
+		p("stubDomains: {}")
+	} else {
+		p("stubDomains:")
+		for _, d := range c.StubDomains {
+			p("  %s: %s", quote(d.Zone), quoteAll(d.Servers, formatServer))
+		}
+	}
+	p("zones:")
+	for _, z := range []struct {
+		name string
+		dnscache.Zone
+	}{{"cluster", c.Zones.Cluster}, {"reverse", c.Zones.Reverse}, {"external", c.Zones.External}} {
+		p("  %s:", z.name)
+		p("    success: {entries: %d, maxTTL: %s}", z.Success.Entries, z.Success.MaxTTL)
+		p("    denial: {entries: %d, maxTTL: %s}", z.Denial.Entries, z.Denial.MaxTTL)
+		for word, t := range transports {
+			if t == z.Transport {
+				p("    transport: %s", word)
+			}
+		}
+	}
+	p("cache:")
+	p("  maxBytes: %s", formatSize(c.Cache.MaxBytes))
+	if len(c.Sysctls) == 0 {
+		p("sysctls: {}")
+	} else {
+		p("sysctls:")
+		for _, s := range c.Sysctls {
+			p("  %s: {value: %d, policy: %s}", s.Key, s.Value, s.Policy)
+		}
+	}
+	p("notrack:")
+	p("  enabled: %t", c.Notrack.Enabled)
+	p("  backend: %s", c.Notrack.Backend)
+	p("metrics:")
+	p("  address: %s", strconv.Quote(c.Metrics.String()))
+	p("health:")
+	p("  address: %s", strconv.Quote(c.Health.String()))
+	return []byte(b.String())
+}

@@ -1,0 +1,275 @@
+package config
+
+import (
+	"fmt"
+	"math"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// text is n's text if n is a scalar with one of tags ("!!str", "!!int", …).
+func text(n *yaml.Node, tags ...string) (string, bool) {
+	if n.Kind != yaml.ScalarNode || !slices.Contains(tags, n.ShortTag()) {
+		return "", false
+	}
+	return n.Value, true
+}
+
+// scalar reads a scalar with one of tags by parse; a value that parse refuses
+// is reported with allowed, and with parse's reason if it has one to add.
+func scalar[T any](dst *T, allowed string, parse func(string) (T, error), tags ...string) func(*reader, string, *yaml.Node) {
+	return func(r *reader, path string, n *yaml.Node) {
+		s, ok := text(n, tags...)
+		if !ok {
+			r.wrong(n, path, allowed)
+			return
+		}
+		v, err := parse(s)
+		if err != nil {
+			r.wrong(n, path, because(allowed, err))
+			return
+		}
+		*dst = v
+	}
+}
+
+// because adds err to what is allowed, unless err is errPlain.
+func because(allowed string, err error) string {
+	if err == errPlain {
+		return allowed
+	}
+	return fmt.Sprintf("%s (%v)", allowed, err)
+}
+
+// errPlain refuses a value for no reason but that it is not among the allowed.
+var errPlain = fmt.Errorf("not allowed")
+
+var decimal = regexp.MustCompile(`^(0|[1-9][0-9]*)$`)
+
+// whole reads a whole decimal number from least to most. Octal, hexadecimal
+// and underscored numbers are refused: they are read differently by different
+// programs.
+func whole[T ~int | ~uint16 | ~uint64](dst *T, least, most T) func(*reader, string, *yaml.Node) {
+	return scalar(dst, fmt.Sprintf("a whole number from %d to %d", least, most), func(s string) (T, error) {
+		v, err := strconv.ParseUint(s, 10, 64)
+		if !decimal.MatchString(s) || err != nil || v < uint64(least) || v > uint64(most) {
+			return 0, errPlain
+		}
+		return T(v), nil
+	}, "!!int", "!!float") // a number too large for an integer is a float to YAML
+}
+
+// oneOf reads one of words.
+func oneOf[T ~string](dst *T, words ...T) func(*reader, string, *yaml.Node) {
+	ss := make([]string, len(words))
+	for i, w := range words {
+		ss[i] = string(w)
+	}
+	return scalar(dst, strings.Join(ss, ", "), func(s string) (T, error) {
+		if !slices.Contains(words, T(s)) {
+			return "", errPlain
+		}
+		return T(s), nil
+	}, "!!str")
+}
+
+func boolean(dst *bool) func(*reader, string, *yaml.Node) {
+	return scalar(dst, "true or false", func(s string) (bool, error) {
+		return strings.EqualFold(s, "true"), nil
+	}, "!!bool")
+}
+
+// maxTTL is where RFC 8767 section 4 would cap any TTL.
+const maxTTL = 7 * 24 * time.Hour
+
+// ttl reads a duration. DNS counts in whole seconds, so a fraction would be
+// cut off without a word: it is refused instead.
+func ttl(dst *time.Duration) func(*reader, string, *yaml.Node) {
+	return scalar(dst, "a duration of whole seconds such as 30s, from 0s to 168h", func(s string) (time.Duration, error) {
+		d, err := time.ParseDuration(s)
+		if err != nil || d < 0 || d > maxTTL || d%time.Second != 0 {
+			return 0, errPlain
+		}
+		return d, nil
+	}, "!!str", "!!int")
+}
+
+var units = []struct {
+	name  string
+	bytes int64
+}{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}}
+
+// size reads a number of bytes with an IEC unit, from least to most.
+func size(dst *int64, least, most int64) func(*reader, string, *yaml.Node) {
+	allowed := fmt.Sprintf("a size such as 32MiB, from %s to %s, in KiB, MiB or GiB", formatSize(least), formatSize(most))
+	return scalar(dst, allowed, func(s string) (int64, error) {
+		for _, u := range units {
+			digits, ok := strings.CutSuffix(s, u.name)
+			if !ok {
+				continue
+			}
+			v, err := strconv.ParseInt(digits, 10, 64)
+			if !decimal.MatchString(digits) || err != nil || v > math.MaxInt64/u.bytes || v*u.bytes < least || v*u.bytes > most {
+				return 0, errPlain
+			}
+			return v * u.bytes, nil
+		}
+		return 0, errPlain
+	}, "!!str", "!!int")
+}
+
+// formatSize is what size reads as n, a multiple of 1 KiB.
+func formatSize(n int64) string {
+	for _, u := range units {
+		if n%u.bytes == 0 {
+			return fmt.Sprintf("%d%s", n/u.bytes, u.name)
+		}
+	}
+	return fmt.Sprintf("%dKiB", n>>10)
+}
+
+// list reads the items of the list n by item. what is the list in words.
+func (r *reader) list(path string, n *yaml.Node, what string, item func(path string, n *yaml.Node)) {
+	if n.Kind != yaml.SequenceNode {
+		r.wrong(n, path, what)
+		return
+	}
+	for i, c := range n.Content {
+		item(fmt.Sprintf("%s[%d]", path, i), c)
+	}
+}
+
+// unicast says why a cannot be an address that is asked or answered at.
+func unicast(a netip.Addr) error {
+	switch {
+	case a.Is4In6():
+		return fmt.Errorf("write %s", a.Unmap())
+	case a.IsUnspecified():
+		return fmt.Errorf("not the wildcard")
+	case a.IsMulticast():
+		return fmt.Errorf("not a multicast address")
+	case a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return fmt.Errorf("not the broadcast address")
+	}
+	return nil
+}
+
+// listenAddr reads an address that may be on a device of ours.
+func listenAddr(s string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(s)
+	if err != nil {
+		return a, errPlain
+	}
+	if err := unicast(a); err != nil {
+		return a, err
+	}
+	if a.Is6() && a.IsLinkLocalUnicast() {
+		// fe80::/10 means nothing without an interface, and a pod's
+		// resolv.conf cannot name the node's.
+		return a, fmt.Errorf("not one of fe80::/10, take a unique local one")
+	}
+	if a.Zone() != "" {
+		return a, fmt.Errorf("without %%%s", a.Zone())
+	}
+	return a, nil
+}
+
+// serverAddr reads addr or addr:port; the port is 53 if there is none.
+func serverAddr(s string) (netip.AddrPort, error) {
+	ap, err := netip.ParseAddrPort(s)
+	if err != nil {
+		a, err := netip.ParseAddr(s)
+		if err != nil {
+			return ap, errPlain
+		}
+		ap = netip.AddrPortFrom(a, 53)
+	}
+	a := ap.Addr()
+	if ap.Port() == 0 {
+		return ap, fmt.Errorf("not port 0")
+	}
+	if err := unicast(a); err != nil {
+		return ap, err
+	}
+	switch scoped := a.Is6() && a.IsLinkLocalUnicast(); {
+	case scoped && a.Zone() == "":
+		return ap, fmt.Errorf("fe80::/10 needs an interface, as in fe80::1%%eth0")
+	case !scoped && a.Zone() != "":
+		return ap, fmt.Errorf("without %%%s", a.Zone())
+	}
+	return ap, nil
+}
+
+// formatServer is what serverAddr reads as ap.
+func formatServer(ap netip.AddrPort) string {
+	if ap.Port() == 53 {
+		return ap.Addr().String()
+	}
+	return ap.String()
+}
+
+// endpoint reads where something is served over HTTP.
+func endpoint(dst *Endpoint) func(*reader, string, *yaml.Node) {
+	return scalar(dst, `address:port, ":port" for every address, or "" for nowhere`, func(s string) (Endpoint, error) {
+		if s == "" {
+			return Endpoint{}, nil
+		}
+		if port, ok := strings.CutPrefix(s, ":"); ok {
+			v, err := strconv.ParseUint(port, 10, 16)
+			if !decimal.MatchString(port) || err != nil || v == 0 {
+				return Endpoint{}, errPlain
+			}
+			return Endpoint{Port: uint16(v)}, nil
+		}
+		ap, err := netip.ParseAddrPort(s)
+		switch {
+		case err != nil || ap.Port() == 0:
+			return Endpoint{}, errPlain
+		case ap.Addr().Is4In6():
+			return Endpoint{}, fmt.Errorf("write %s", ap.Addr().Unmap())
+		case ap.Addr().Zone() != "":
+			return Endpoint{}, fmt.Errorf("without %%%s", ap.Addr().Zone())
+		}
+		return Endpoint{Addr: ap.Addr(), Port: ap.Port()}, nil
+	}, "!!str")
+}
+
+var label = regexp.MustCompile(`^[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?$`)
+
+// domain reads a domain name below the root, folds its case and drops a
+// trailing dot.
+func domain(s string) (string, error) {
+	s = strings.TrimSuffix(strings.ToLower(s), ".")
+	// 253 bytes of text are the 255 of RFC 1035 section 2.3.4 on the wire.
+	if s == "" || len(s) > 253 {
+		return "", errPlain
+	}
+	for l := range strings.SplitSeq(s, ".") {
+		if len(l) > 63 || !label.MatchString(l) {
+			return "", errPlain
+		}
+	}
+	return s, nil
+}
+
+var deviceName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*$`)
+
+// device reads a name for a network device of ours.
+func device(s string) (string, error) {
+	switch {
+	// IFNAMSIZ is 16 with the final zero byte.
+	case len(s) > 15 || !deviceName.MatchString(s):
+		return "", errPlain
+	case s == "nodelocaldns":
+		return "", fmt.Errorf("not nodelocaldns: the node-local-dns DaemonSet deletes that one when it exits")
+	case s == "lo":
+		return "", fmt.Errorf("not lo: linkType: lo puts the addresses there")
+	}
+	return s, nil
+}
