@@ -120,7 +120,7 @@ func CheckReply(query, reply []byte) error {
 		return OtherID
 	}
 	qd := binary.BigEndian.Uint16(reply[4:])
-	if qd == 0 && len(reply) == HeaderLen {
+	if qd == 0 {
 		switch int(flags & rcodeMask) {
 		case FormErr, ServFail, NotImp, Refused:
 			return nil

@@ -273,6 +273,14 @@ func AppendKey(dst []byte, q *Query) []byte {
 	return append(dst, byte(q.Type>>8), byte(q.Type), f)
 }
 
+// SplitKey is the name in a key, and whether the question asks for recursion.
+func SplitKey(key []byte) (name []byte, recursive bool) {
+	return key[:len(key)-3], key[len(key)-1]&keyRD0 == 0
+}
+
+// KeyType is the record type in a key.
+func KeyType(key []byte) uint16 { return binary.BigEndian.Uint16(key[len(key)-3:]) }
+
 // AppendFold appends a name in wire form to dst, its letters in lower case.
 // Length octets are at most 63 and so never look like letters.
 func AppendFold(dst, name []byte) []byte {

@@ -1,0 +1,453 @@
+package cache
+
+import (
+	"encoding/binary"
+	"errors"
+	"time"
+
+	"nodelocaldns/dnscache/wire"
+)
+
+// A Class says what kind of reply an entry holds, and so how long it may be
+// kept and whose room it takes.
+type Class uint8
+
+// The classes.
+const (
+	Success  Class = iota // NOERROR with an answer of the type asked for
+	Denial                // NXDOMAIN or NODATA, with the SOA that says how long (RFC 2308 5)
+	Failure               // SERVFAIL and its like (RFC 9520)
+	Uncached              // given to those who asked, and to nobody else
+)
+
+// FailureTTL is how long a failure is kept: RFC 9520 3.2 asks for at least
+// one second, and a kube-dns that comes back should not be kept waiting.
+const FailureTTL = time.Second
+
+// maxChain bounds the names that one reply may lead through. No resolver
+// follows longer chains (unbound stops at 11, BIND at 16).
+const maxChain = 20
+
+// Caps are the longest times that replies are kept, in whole seconds. Zero
+// keeps nothing.
+type Caps struct {
+	Success, Denial uint32
+}
+
+// An Admission is what Admit makes of a reply.
+type Admission struct {
+	Class Class
+	RCode int
+	AD    bool          // upstream says that it validated
+	TTL   time.Duration // how long to keep it; 0 unless it is to be kept
+
+	body       []byte   // the records, in the reply's own memory
+	ttls       []uint16 // offsets of TTLs in body
+	counts     [3]uint16
+	rotateFrom int // offset in body of an address set, its record size and count
+	rotateSize int
+	rotateN    int
+}
+
+// What makes a reply unusable.
+var (
+	ErrMalformed = errors.New("malformed reply")
+	ErrTruncated = errors.New("truncated reply")
+	ErrForeign   = errors.New("reply with records of other names")
+)
+
+// Admit decides what of a reply is kept, and for how long. It is a pure
+// function of its arguments, but works in place: it writes TTLs into reply,
+// and the admission points into it.
+//
+// key is the question (wire.AppendKey) and reply a message that
+// wire.CheckReply has found to answer it. These are the rules:
+//
+//   - An answer's records belong to the name asked for or to a name that its
+//     CNAMEs (or a DNAME, RFC 6672) lead to. Authority records belong to a
+//     zone above such a name, additional ones to a name that an answer or
+//     authority record points at. What else upstream added is left out, and
+//     so is everything behind it and its OPT record (RFC 5452 6, RFC 6891
+//     6.2.6).
+//   - A TTL with its highest bit set is 0 (RFC 2181 8). Records of one set
+//     get the lowest TTL among them (RFC 2181 5.2), and none above the cap.
+//   - An answer is kept for the lowest TTL in it.
+//   - A denial is kept for the lowest of the SOA's TTL, its MINIMUM field and
+//     the cap (RFC 2308 5); without SOA it is not kept.
+//   - Any other response code is a failure: kept for FailureTTL, without its
+//     records.
+//   - The reply to a question without RD is not kept: it says what upstream
+//     knew, not what is so.
+func Admit(key, reply []byte, caps Caps) (Admission, error) {
+	if len(reply) < wire.HeaderLen {
+		return Admission{}, ErrMalformed
+	}
+	flags := wire.Flags(reply)
+	a := Admission{RCode: wire.RCode(reply), AD: flags&wire.FlagAD != 0}
+	if flags&wire.FlagTC != 0 {
+		return a, ErrTruncated
+	}
+	name, recursive := wire.SplitKey(key)
+	start := wire.HeaderLen + len(name) + 4
+	if binary.BigEndian.Uint16(reply[4:]) == 0 {
+		start = wire.HeaderLen
+	}
+	var set recordSet
+	if err := set.read(reply, start); err != nil {
+		return a, err
+	}
+	if set.extended != 0 {
+		a.RCode |= set.extended << 4
+	}
+	if a.RCode != wire.NoError && a.RCode != wire.NXDomain {
+		a.Class, a.TTL, a.AD = Failure, FailureTTL, false
+		return a, nil
+	}
+	if err := set.trim(reply, name); err != nil {
+		return a, err
+	}
+	typ := wire.KeyType(key)
+	a.Class = set.class(a.RCode, typ)
+	limit := caps.Success
+	if a.Class != Success {
+		limit = caps.Denial
+	}
+	ttl := set.setTTLs(reply, limit, a.Class == Denial)
+	if recursive && a.Class != Uncached {
+		a.TTL = time.Duration(ttl) * time.Second
+	}
+	if a.TTL == 0 {
+		a.Class = Uncached
+	}
+	a.body = reply[start:set.end(start)]
+	a.counts = set.counts
+	a.ttls = make([]uint16, 0, len(set.recs))
+	for _, r := range set.recs {
+		a.ttls = append(a.ttls, uint16(r.TTLOffset()-start))
+	}
+	if typ == wire.TypeA || typ == wire.TypeAAAA {
+		a.findRotation(reply, start, set.recs[:set.counts[0]], typ)
+	}
+	return a, nil
+}
+
+// recordSet is the records of one reply, in order, and how many belong to
+// each section.
+type recordSet struct {
+	recs     []wire.Record
+	counts   [3]uint16
+	extended int // high bits of the response code, from OPT
+	room     [16]wire.Record
+}
+
+const (
+	answerSection = iota
+	authoritySection
+	additionalSection
+)
+
+// read finds the records of all sections. It stops at OPT, and checks only
+// that what is behind it are records.
+func (s *recordSet) read(msg []byte, off int) error {
+	s.recs = s.room[:0]
+	opt := false
+	for section := range s.counts {
+		for range binary.BigEndian.Uint16(msg[6+2*section:]) {
+			r, ok := wire.NextRecord(msg, off)
+			if !ok {
+				return ErrMalformed
+			}
+			off = r.End
+			if r.Type == wire.TypeOPT {
+				if opt || section != additionalSection {
+					return ErrMalformed
+				}
+				opt, s.extended = true, int(r.TTL>>24)
+			}
+			if !opt {
+				s.recs = append(s.recs, r)
+				s.counts[section]++
+			}
+		}
+	}
+	return nil
+}
+
+// end is the offset behind the last record.
+func (s *recordSet) end(start int) int {
+	if len(s.recs) == 0 {
+		return start
+	}
+	return s.recs[len(s.recs)-1].End
+}
+
+// section is the records of one section.
+func (s *recordSet) section(n int) []wire.Record {
+	from := 0
+	for i := range n {
+		from += int(s.counts[i])
+	}
+	return s.recs[from : from+int(s.counts[n])]
+}
+
+// cut drops record i of a section, what follows in it, and the sections
+// behind it.
+func (s *recordSet) cut(section, i int) {
+	keep := i
+	for n := range section {
+		keep += int(s.counts[n])
+	}
+	s.recs = s.recs[:keep]
+	s.counts[section] = uint16(i)
+	for n := section + 1; n < len(s.counts); n++ {
+		s.counts[n] = 0
+	}
+}
+
+// trim leaves out what is not about name.
+func (s *recordSet) trim(msg, name []byte) error {
+	chain, foreign, err := s.follow(msg, name)
+	if err != nil {
+		return err
+	}
+	if foreign >= 0 {
+		s.cut(answerSection, foreign)
+		return nil
+	}
+	var buf [wire.MaxName]byte
+	var apex []byte // the zone that the authority section is about
+	for i, r := range s.section(authoritySection) {
+		owner, ok := wire.AppendName(buf[:0], msg, r.Name)
+		if !ok {
+			return ErrMalformed
+		}
+		if r.Type == wire.TypeSOA || r.Type == wire.TypeNS {
+			if chain.below(owner) {
+				apex = append(apex[:0], owner...)
+				continue
+			}
+		} else if apex != nil && wire.IsSubdomain(owner, apex) {
+			continue
+		} else if chain.below(owner) {
+			continue // DS, or NSEC records that stand before their SOA
+		}
+		s.cut(authoritySection, i)
+		return nil
+	}
+	return s.trimAdditional(msg)
+}
+
+// trimAdditional leaves out additional records that nothing points at.
+func (s *recordSet) trimAdditional(msg []byte) error {
+	extra := s.section(additionalSection)
+	if len(extra) == 0 {
+		return nil
+	}
+	var targets nameSet
+	for _, r := range s.recs[:len(s.recs)-len(extra)] {
+		at, ok := targetOffset(r)
+		if !ok {
+			continue
+		}
+		if !targets.add(msg, at, r.End) {
+			return ErrMalformed
+		}
+	}
+	var buf [wire.MaxName]byte
+	for i, r := range extra {
+		owner, ok := wire.AppendName(buf[:0], msg, r.Name)
+		if !ok {
+			return ErrMalformed
+		}
+		if !targets.has(owner) {
+			s.cut(additionalSection, i)
+			return nil
+		}
+	}
+	return nil
+}
+
+// targetOffset is where the data of a record names a host that additional
+// records may describe.
+func targetOffset(r wire.Record) (int, bool) {
+	switch r.Type {
+	case wire.TypeNS:
+		return r.Data, true
+	case wire.TypeMX, wire.TypeSVCB, wire.TypeHTTPS:
+		return r.Data + 2, true // behind preference or priority
+	case wire.TypeSRV:
+		return r.Data + 6, true // behind priority, weight and port
+	}
+	return 0, false
+}
+
+// follow collects the names that the answer leads through, and the index of
+// the first answer record that belongs to none of them, or -1. Records may
+// stand in any order; but where one that belongs stands behind one that does
+// not, the reply is not to be mended.
+func (s *recordSet) follow(msg, name []byte) (*nameSet, int, error) {
+	answer := s.section(answerSection)
+	chain := &nameSet{}
+	chain.addName(name)
+	var aliases nameSet // owners of DNAMEs, whose signatures belong too
+	belongs := make([]bool, len(answer))
+	var buf [wire.MaxName]byte
+	for again := true; again; {
+		again = false
+		for i, r := range answer {
+			if belongs[i] {
+				continue
+			}
+			owner, ok := wire.AppendName(buf[:0], msg, r.Name)
+			if !ok {
+				return nil, 0, ErrMalformed
+			}
+			switch {
+			case chain.has(owner):
+				if r.Type == wire.TypeCNAME && !chain.add(msg, r.Data, r.End) {
+					return nil, 0, ErrMalformed
+				}
+			case r.Type == wire.TypeDNAME && chain.below(owner):
+				aliases.addName(owner)
+			case r.Type == wire.TypeRRSIG && aliases.has(owner):
+			default:
+				continue
+			}
+			if len(chain.names) > maxChain {
+				return nil, 0, ErrForeign
+			}
+			belongs[i], again = true, true
+		}
+	}
+	foreign := -1
+	for i, ok := range belongs {
+		switch {
+		case !ok && foreign < 0:
+			foreign = i
+		case ok && foreign >= 0:
+			return nil, 0, ErrForeign
+		}
+	}
+	return chain, foreign, nil
+}
+
+// class says what a reply with rcode NOERROR or NXDOMAIN holds.
+func (s *recordSet) class(rcode int, typ uint16) Class {
+	if rcode == wire.NoError {
+		for _, r := range s.section(answerSection) {
+			if r.Type == typ || typ == wire.TypeANY {
+				return Success
+			}
+		}
+	}
+	for _, r := range s.section(authoritySection) {
+		if r.Type == wire.TypeSOA {
+			return Denial
+		}
+	}
+	return Uncached // a referral, or a denial that does not say for how long
+}
+
+// setTTLs writes the TTLs that clients are to see and returns the lowest.
+func (s *recordSet) setTTLs(msg []byte, limit uint32, denial bool) uint32 {
+	lowest := limit
+	for from := 0; from < len(s.recs); {
+		first, to := s.recs[from], from
+		ttl := limit
+		for to < len(s.recs) && sameSet(msg, first, s.recs[to]) {
+			r := s.recs[to]
+			ttl = min(ttl, sane(r.TTL))
+			if denial && r.Type == wire.TypeSOA && r.End-r.Data >= minSOA {
+				ttl = min(ttl, sane(binary.BigEndian.Uint32(msg[r.End-4:])))
+			}
+			to++
+		}
+		for ; from < to; from++ {
+			binary.BigEndian.PutUint32(msg[s.recs[from].TTLOffset():], ttl)
+		}
+		lowest = min(lowest, ttl)
+	}
+	return lowest
+}
+
+// minSOA is the shortest SOA data: two root names and five numbers, of which
+// MINIMUM is the last (RFC 1035 3.3.13).
+const minSOA = 2 + 5*4
+
+// sane is a TTL as RFC 2181 8 reads it.
+func sane(ttl uint32) uint32 {
+	if ttl > 1<<31-1 {
+		return 0
+	}
+	return ttl
+}
+
+// sameSet reports whether two neighbours are of one set: the same type and
+// the same owner, spelled (or compressed) alike.
+func sameSet(msg []byte, a, b wire.Record) bool {
+	return a.Type == b.Type && string(msg[a.Name:a.TTLOffset()]) == string(msg[b.Name:b.TTLOffset()])
+}
+
+// findRotation finds the address set that replies start at a different
+// record of each time. Only records of one size under one spelling of the
+// owner are exchanged: every byte that a compression pointer may lead to
+// stays the same wherever they stand.
+func (a *Admission) findRotation(msg []byte, start int, answer []wire.Record, typ uint16) {
+	for i, r := range answer {
+		if r.Type != typ {
+			continue
+		}
+		n := 1
+		for _, next := range answer[i+1:] {
+			if next.End-next.Name != r.End-r.Name || !sameSet(msg, r, next) {
+				break
+			}
+			n++
+		}
+		if n > 1 {
+			a.rotateFrom, a.rotateSize, a.rotateN = r.Name-start, r.End-r.Name, n
+		}
+		return
+	}
+}
+
+// A nameSet is a handful of names in lower case.
+type nameSet struct {
+	names [][]byte
+}
+
+func (s *nameSet) addName(name []byte) {
+	s.names = append(s.names, append([]byte(nil), name...))
+}
+
+// add adds the name at an offset of msg; false where none lies before end.
+func (s *nameSet) add(msg []byte, off, end int) bool {
+	if n := wire.SkipName(msg, off); n < 0 || n > end {
+		return false
+	}
+	var buf [wire.MaxName]byte
+	name, ok := wire.AppendName(buf[:0], msg, off)
+	if ok && !s.has(name) {
+		s.addName(name)
+	}
+	return ok
+}
+
+func (s *nameSet) has(name []byte) bool {
+	for _, n := range s.names {
+		if string(n) == string(name) {
+			return true
+		}
+	}
+	return false
+}
+
+// below reports whether one of the names is zone or lies below it.
+func (s *nameSet) below(zone []byte) bool {
+	for _, n := range s.names {
+		if wire.IsSubdomain(n, zone) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,255 @@
+// Package cache keeps replies in wire form. Entries live in shards, each a
+// map and one eviction list a pool under one lock; the caps of the pools and
+// the budget in bytes hold for all shards together.
+package cache
+
+import (
+	"hash/maphash"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Zones is how many kinds of zone have caps of their own.
+const Zones = 3
+
+const (
+	shards = 32
+	// pools: success and denial of each kind of zone, and one for failures.
+	pools       = 2*Zones + 1
+	failurePool = pools - 1
+
+	// maxFailures bounds the failures that are kept. They live for a second
+	// (FailureTTL): a flood of broken names is not to push out answers.
+	maxFailures = 4096
+)
+
+// A Limit bounds the entries of one zone kind.
+type Limit struct {
+	Success, Denial int
+}
+
+// A Cache keeps entries by key. All methods may be called at the same time.
+type Cache struct {
+	seed     maphash.Seed
+	shards   [shards]shard
+	counts   [pools]atomic.Int64
+	limits   [pools]atomic.Int64
+	bytes    atomic.Int64
+	maxBytes atomic.Int64
+	evicted  atomic.Uint64
+}
+
+type shard struct {
+	mu    sync.RWMutex
+	m     map[uint64]*Entry
+	pools [pools]list
+	_     [64]byte // no two locks on one cache line
+}
+
+// New returns an empty cache.
+func New(limits [Zones]Limit, maxBytes int64) *Cache {
+	c := &Cache{seed: maphash.MakeSeed()}
+	for i := range c.shards {
+		c.shards[i].m = make(map[uint64]*Entry)
+	}
+	c.SetLimits(limits, maxBytes)
+	return c
+}
+
+// SetLimits changes the caps. What is over them goes with the next entries
+// that come.
+func (c *Cache) SetLimits(limits [Zones]Limit, maxBytes int64) {
+	for z, l := range limits {
+		c.limits[2*z].Store(int64(l.Success))
+		c.limits[2*z+1].Store(int64(l.Denial))
+	}
+	c.limits[failurePool].Store(maxFailures)
+	c.maxBytes.Store(maxBytes)
+}
+
+// Get returns the entry of a key, fresh or not, or nil. It does not allocate.
+func (c *Cache) Get(key []byte) *Entry {
+	h := maphash.Bytes(c.seed, key)
+	s := &c.shards[h%shards]
+	s.mu.RLock()
+	e := s.m[h]
+	s.mu.RUnlock()
+	if e == nil || string(e.key()) != string(key) {
+		return nil
+	}
+	if !e.used.Load() {
+		e.used.Store(true)
+	}
+	return e
+}
+
+// Put keeps an entry, in place of one with the same key, and evicts what is
+// then over a cap. An Uncached entry is not kept, but takes the place of the
+// one before: what upstream no longer says is no longer served.
+func (c *Cache) Put(e *Entry) {
+	e.hash = maphash.Bytes(c.seed, e.key())
+	at := int(e.hash % shards)
+	s := &c.shards[at]
+	pool := e.pool()
+	s.mu.Lock()
+	if old := s.m[e.hash]; old != nil {
+		c.remove(s, old)
+	}
+	if e.class == Uncached || c.limits[pool].Load() <= 0 || e.cost() > c.maxBytes.Load() {
+		s.mu.Unlock()
+		return
+	}
+	s.m[e.hash] = e
+	s.pools[pool].push(e)
+	c.counts[pool].Add(1)
+	c.bytes.Add(e.cost())
+	s.mu.Unlock()
+
+	// Shards are tried from this one on, so that the lists shrink evenly, and
+	// once each, so that the loops end whatever others put in meanwhile.
+	for i := 0; i < shards && c.counts[pool].Load() > c.limits[pool].Load(); {
+		if !c.evict(&c.shards[(at+i)%shards], pool, e) {
+			i++
+		}
+	}
+	for i := 0; i < shards*pools && c.bytes.Load() > c.maxBytes.Load(); {
+		if !c.evict(&c.shards[(at+i/pools)%shards], (pool+i)%pools, nil) {
+			i++
+		}
+	}
+}
+
+func (e *Entry) pool() int {
+	if e.class == Failure {
+		return failurePool
+	}
+	return 2*int(e.zone) + int(e.class)&1
+}
+
+// evict removes one entry of a pool other than keep: the oldest not asked for
+// since the hand came by last (SIEVE, Zhang et al., NSDI 2024). It is false
+// where there is none.
+func (c *Cache) evict(s *shard, pool int, keep *Entry) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.pools[pool].victim(keep)
+	if e == nil {
+		return false
+	}
+	c.remove(s, e)
+	c.evicted.Add(1)
+	return true
+}
+
+// remove takes e out of its shard, whose lock is held.
+func (c *Cache) remove(s *shard, e *Entry) {
+	delete(s.m, e.hash)
+	s.pools[e.pool()].remove(e)
+	c.counts[e.pool()].Add(-1)
+	c.bytes.Add(-e.cost())
+}
+
+// Sweep removes the entries that expired before now, and says how many. It
+// holds one shard's lock at a time.
+func (c *Cache) Sweep(now time.Duration) int {
+	n := 0
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		for _, e := range s.m {
+			if !e.Fresh(now) {
+				c.remove(s, e)
+				n++
+			}
+		}
+		s.mu.Unlock()
+	}
+	return n
+}
+
+// Flush removes all entries.
+func (c *Cache) Flush() {
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		for _, e := range s.m {
+			c.remove(s, e)
+		}
+		s.mu.Unlock()
+	}
+}
+
+// Usage is how full a cache is.
+type Usage struct {
+	Success, Denial [Zones]int64 // entries by kind of zone
+	Failures        int64
+	Bytes, MaxBytes int64
+	Evictions       uint64 // since New
+}
+
+// Usage returns how full the cache is. Its numbers are read one by one.
+func (c *Cache) Usage() Usage {
+	u := Usage{Bytes: c.bytes.Load(), MaxBytes: c.maxBytes.Load(), Evictions: c.evicted.Load(), Failures: c.counts[failurePool].Load()}
+	for z := range Zones {
+		u.Success[z] = c.counts[2*z].Load()
+		u.Denial[z] = c.counts[2*z+1].Load()
+	}
+	return u
+}
+
+// A list is the eviction order of one pool in one shard, newest first, and
+// SIEVE's hand.
+type list struct {
+	newest, oldest, hand *Entry
+}
+
+func (l *list) push(e *Entry) {
+	e.older, e.newer = l.newest, nil
+	if l.newest != nil {
+		l.newest.newer = e
+	} else {
+		l.oldest = e
+	}
+	l.newest = e
+}
+
+func (l *list) remove(e *Entry) {
+	if l.hand == e {
+		l.hand = e.newer
+	}
+	if e.newer != nil {
+		e.newer.older = e.older
+	} else {
+		l.newest = e.older
+	}
+	if e.older != nil {
+		e.older.newer = e.newer
+	} else {
+		l.oldest = e.newer
+	}
+	e.newer, e.older = nil, nil
+}
+
+// victim walks the hand from the oldest towards the newest, forgiving each
+// entry that was used, and returns the first that was not. It never returns
+// keep, and nil only where nothing else is in the list.
+func (l *list) victim(keep *Entry) *Entry {
+	e := l.hand
+	for range 2 {
+		if e == nil {
+			e = l.oldest
+		}
+		for ; e != nil; e = e.newer {
+			if e != keep && !e.used.Swap(false) {
+				l.hand = e
+				return e
+			}
+		}
+	}
+	// Every other one was used in the meantime, again and again.
+	if e = l.oldest; e == keep && e != nil {
+		e = e.newer
+	}
+	return e
+}

@@ -1,0 +1,133 @@
+package cache
+
+import (
+	"encoding/binary"
+	"sync/atomic"
+	"time"
+
+	"nodelocaldns/dnscache/wire"
+)
+
+// An Entry is one reply in stored form: the records as they go on the wire,
+// ready for any client's id and question. What it says never changes once it
+// is built, so it may be used without a lock and after it left the cache.
+type Entry struct {
+	stored  int64 // nanoseconds on the cache's clock
+	expires int64
+	hash    uint64
+	data    []byte // key, records, TTL offsets: one piece of memory
+	keyLen  uint16
+	bodyLen uint16
+	counts  [3]uint16
+	rotate  rotation
+	ede     uint16
+	rcode   uint8 // the lower eight bits are all that are in use (IANA)
+	class   Class
+	zone    uint8
+	ad      bool
+
+	turn atomic.Uint32 // rotation of the next reply
+	used atomic.Bool   // asked for since the eviction hand last came by
+
+	// Guarded by the shard's lock.
+	newer, older *Entry
+}
+
+type rotation struct {
+	from, size, n uint16
+}
+
+// entryOverhead is what an entry costs beside its data: the struct, the map's
+// slot and the allocator's rounding, measured by TestBudgetIsHonest.
+const entryOverhead = 208
+
+// NewEntry makes the entry for an admitted reply. It copies what it keeps.
+// zone is the caller's number for the kind of zone, below Zones.
+func NewEntry(key []byte, a Admission, zone uint8, now time.Duration) *Entry {
+	e := &Entry{
+		stored: int64(now), expires: int64(now + a.TTL),
+		keyLen: uint16(len(key)), bodyLen: uint16(len(a.body)), counts: a.counts,
+		rotate: rotation{uint16(a.rotateFrom), uint16(a.rotateSize), uint16(a.rotateN)},
+		ede:    wire.EDENone, rcode: uint8(a.RCode), class: a.Class, zone: zone, ad: a.AD,
+		data: make([]byte, 0, len(key)+len(a.body)+2*len(a.ttls)),
+	}
+	e.data = append(e.data, key...)
+	e.data = append(e.data, a.body...)
+	for _, off := range a.ttls {
+		e.data = binary.BigEndian.AppendUint16(e.data, off)
+	}
+	return e
+}
+
+// NewFailure makes the entry for a question that could not be answered: no
+// records, the response code, an Extended DNS Error (RFC 8914), kept for
+// FailureTTL.
+func NewFailure(key []byte, rcode int, ede uint16, zone uint8, now time.Duration) *Entry {
+	e := NewEntry(key, Admission{Class: Failure, RCode: rcode, TTL: FailureTTL}, zone, now)
+	e.ede = ede
+	return e
+}
+
+// Class is the class of the entry.
+func (e *Entry) Class() Class { return e.class }
+
+// RCode is the response code of its replies.
+func (e *Entry) RCode() int { return int(e.rcode) }
+
+// Zone is the number given to NewEntry.
+func (e *Entry) Zone() uint8 { return e.zone }
+
+// Fresh reports whether the entry may still be served at now.
+func (e *Entry) Fresh(now time.Duration) bool { return int64(now) < e.expires }
+
+func (e *Entry) key() []byte { return e.data[:e.keyLen] }
+
+func (e *Entry) cost() int64 { return entryOverhead + int64(cap(e.data)) }
+
+// AppendReply appends the reply to q. TTLs count down in whole seconds from
+// when the entry was stored, and never reach 0 while it is fresh. Address sets
+// begin with another record each time. A reply longer than limit becomes one
+// that is marked truncated and has no records; limit counts from where dst
+// ended. q must ask for the key that the entry was made for.
+//
+// It does not allocate where dst has room for limit more bytes.
+func (e *Entry) AppendReply(dst []byte, q *wire.Query, now time.Duration, limit int) []byte {
+	need := wire.HeaderLen + len(q.Question) + int(e.bodyLen)
+	opt := uint16(0)
+	if q.HasOPT {
+		need += wire.OPTLen(e.ede)
+		opt = 1
+	}
+	if need > limit {
+		return wire.AppendTruncated(dst, q, int(e.rcode))
+	}
+	flags := wire.ReplyFlags(q, int(e.rcode))
+	if e.ad && q.WantsAD() {
+		flags |= wire.FlagAD
+	}
+	dst = wire.AppendHeader(dst, q.ID, flags, 1, e.counts[0], e.counts[1], e.counts[2]+opt)
+	dst = append(dst, q.Question...)
+	at := len(dst)
+	body := e.data[e.keyLen : int(e.keyLen)+int(e.bodyLen)]
+	if r := e.rotate; r.n > 1 {
+		set := body[r.from : int(r.from)+int(r.size)*int(r.n)]
+		first := int(e.turn.Add(1)-1) % int(r.n) * int(r.size)
+		dst = append(dst, body[:r.from]...)
+		dst = append(dst, set[first:]...)
+		dst = append(dst, set[:first]...)
+		dst = append(dst, body[int(r.from)+len(set):]...)
+	} else {
+		dst = append(dst, body...)
+	}
+	if age := (int64(now) - e.stored) / int64(time.Second); age > 0 {
+		for ttls := e.data[int(e.keyLen)+int(e.bodyLen):]; len(ttls) > 0; ttls = ttls[2:] {
+			b := dst[at+int(binary.BigEndian.Uint16(ttls)):]
+			ttl := int64(binary.BigEndian.Uint32(b))
+			binary.BigEndian.PutUint32(b, uint32(max(ttl-age, 0)))
+		}
+	}
+	if q.HasOPT {
+		dst = wire.AppendOPT(dst, int(e.rcode), q.DO, e.ede)
+	}
+	return dst
+}
