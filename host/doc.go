@@ -1,0 +1,35 @@
+// Package host changes this node and changes it back.
+//
+// A change is a [step.Step]: it checks, applies and undoes one thing. A plan is
+// a list of steps in order. The engine runs a plan forward and back and keeps a
+// record of each step in a journal, written before the change and dropped after
+// it was undone, so that the power may go at any instant: one more apply or
+// rollback converges. Nothing outside Apply and Undo of a step, or a method of
+// a window, writes to the node; the program's own files, in RunDir and
+// StateDir, are the journal, the lock and the off switch.
+//
+// The words:
+//
+//	step      one reversible change
+//	plan      steps in order
+//	finding   result of a check: satisfied, pending or blocked
+//	record    what we may have changed, and what was there before
+//	journal   the durable set of records
+//	before    what was there before our first write
+//	after     what we may have left
+//	drift     the record is done but the check is not satisfied: somebody else wrote
+//	leftover  a record of a step that the configuration no longer has
+//	window    the bracket round steps that disturb pods
+//	guard     what keeps the runtime plan true
+//
+// The runtime plan, whose effects end with a reboot and whose journal is in
+// /run for the same reason:
+//
+//	link/<interface>  our addresses on a device of ours, else on lo
+//	notrack/ipv4      chains NODELOCALDNS in raw and filter, one jump a hook
+//	notrack/ipv6      the same with ip6tables, if there is an IPv6 address
+//	sysctl/<key>      conntrack sizes and timeouts: buckets first, then as configured
+//
+// Its steps do not build on one another. One that fails is reported and the
+// rest is done; a sysctl that is blocked is no failure of the plan.
+package host

@@ -1,0 +1,269 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"nodelocaldns/host/engine"
+	"nodelocaldns/host/step"
+	"nodelocaldns/host/sysctl"
+)
+
+const (
+	// rulesEvery is how often guard looks at everything but the sysctls: a
+	// reload of firewalld flushes our rules and tells nobody. It is a bound on
+	// how long DNS may be tracked or refused after one.
+	rulesEvery = 10 * time.Second
+
+	// sysctlsEvery is how often guard looks at the sysctls, and so how often
+	// it can write one that another program keeps setting.
+	sysctlsEvery = time.Minute
+
+	// eventPause follows a pass that a netlink event caused. The first event
+	// is acted on at once; a node that starts a hundred pods makes thousands.
+	eventPause = 200 * time.Millisecond
+)
+
+// A Guard keeps the runtime plan true. It never takes anything away, not when
+// it stops either: pods keep the address for as long as they live.
+//
+// It holds the lock for one pass at a time, and only for a pass that writes.
+// The off switch is looked at before each pass and again under the lock, so
+// that nothing is repaired that a rollback took away meanwhile.
+type Guard struct {
+	n     *Node
+	ready chan struct{}
+	first sync.Once
+
+	// seen is the last condition logged of each step, and of the off switch
+	// and the journal. Only the goroutine of Run or Once uses it.
+	seen map[string]condition
+}
+
+// A condition is what is wrong with a step; nothing is when it is the zero
+// value. It is logged when it begins, when it changes its kind, and when it
+// ends. Only the kind counts: a text that names a pid or a count would make
+// the same trouble a new line every time.
+type condition struct {
+	kind string
+	args []any // for the line that says it began
+}
+
+// Guard returns a new guard of this node. Run or Once is called on it once.
+func (n *Node) Guard() *Guard {
+	return &Guard{n: n, ready: make(chan struct{}), seen: map[string]condition{}}
+}
+
+// String names the guard.
+func (g *Guard) String() string { return "guard of link/" + g.n.cfg.Interface }
+
+// Ready is closed after the first pass, whether or not it could do everything:
+// the node must come up if we are broken.
+func (g *Guard) Ready() <-chan struct{} { return g.ready }
+
+// Once runs one pass over the whole plan and returns what could not be done.
+// With the off switch set it does nothing.
+func (g *Guard) Once(ctx context.Context) error {
+	err := g.pass(ctx, everything)
+	g.first.Do(func() { close(g.ready) })
+	return err
+}
+
+// Run applies the runtime plan, and repairs what others change until ctx ends;
+// then it returns nil. What it cannot do is logged and tried again.
+func (g *Guard) Run(ctx context.Context) error {
+	events, err := g.n.deps.Watch(ctx)
+	if err != nil {
+		g.n.deps.Log.Warn("no netlink events, looking every "+rulesEvery.String(), "err", err)
+	}
+	_ = g.Once(ctx) // logged
+
+	rules, sysctls := time.NewTicker(rulesEvery), time.NewTicker(sysctlsEvery)
+	defer rules.Stop()
+	defer sysctls.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-rules.C:
+			_ = g.pass(ctx, func(noun string) bool { return noun != "sysctl" })
+		case <-sysctls.C:
+			_ = g.pass(ctx, func(noun string) bool { return noun == "sysctl" })
+		case <-events:
+			_ = g.pass(ctx, func(noun string) bool { return noun == "link" })
+			select {
+			case <-ctx.Done():
+			case <-time.After(eventPause):
+			}
+		}
+	}
+}
+
+func everything(string) bool { return true }
+
+// pass looks at the steps whose noun is wanted, and repairs those that need
+// it. Looking takes no lock.
+func (g *Guard) pass(ctx context.Context, wanted func(noun string) bool) error {
+	if off, err := g.off(); off || err != nil {
+		return err
+	}
+	need, err := g.look(ctx, wanted)
+	if len(need) == 0 || ctx.Err() != nil {
+		return err
+	}
+	return errors.Join(err, g.repair(ctx, need))
+}
+
+// off looks at the off switch. One that cannot be read stops the pass too:
+// writing less is the safe side.
+func (g *Guard) off() (bool, error) {
+	off, err := g.n.Off()
+	c := fault(err)
+	if off {
+		c = condition{kind: "off", args: []any{"why", "a rollback was asked for", "until", "the next apply"}}
+	}
+	g.report("off switch", c)
+	return off, err
+}
+
+// look checks the wanted steps, logs what began or ended since the last look,
+// and returns the names of those to write. The error is about all others that
+// are not as they should be.
+func (g *Guard) look(ctx context.Context, wanted func(noun string) bool) ([]string, error) {
+	recs, err := g.n.journal.Open()
+	g.report("journal", fault(err))
+	if err != nil {
+		return nil, err
+	}
+	plan, err := g.n.plan(recs)
+	if err != nil {
+		return nil, err
+	}
+	all, err := g.n.engine(slices.DeleteFunc(plan, func(it engine.Item) bool { return !wanted(noun(it)) })).Status(ctx)
+	if err != nil || ctx.Err() != nil {
+		return nil, err
+	}
+	var need []string
+	var errs []error
+	for _, st := range all {
+		if errors.Is(st.Err, engine.ErrUnknown) {
+			continue // left by another configuration: only rollback takes it back
+		}
+		write, err := g.judge(st)
+		if write {
+			need = append(need, st.Name)
+		}
+		errs = append(errs, err)
+	}
+	return need, errors.Join(errs...)
+}
+
+// judge says whether a step is to be written, and logs what is wrong with it.
+func (g *Guard) judge(st engine.Status) (write bool, err error) {
+	switch {
+	case st.Err != nil || st.Unseen:
+		err = st.Err
+		if st.Unseen {
+			err = errors.New(st.Why)
+		}
+		g.report(st.Name, fault(err))
+		return false, fmt.Errorf("%s: check: %w", st.Name, err)
+	case st.State == step.Blocked:
+		g.report(st.Name, condition{kind: "blocked", args: []any{"why", st.Why, "hint", st.Hint}})
+		if st.Optional {
+			return false, nil
+		}
+		return false, fmt.Errorf("%s: %w", st.Name, &engine.BlockedError{Why: st.Why, Next: st.Hint})
+	case st.State == step.Satisfied:
+		g.report(st.Name, condition{})
+		return st.Ours && !st.Done, nil
+	case st.Drift:
+		key, _ := strings.CutPrefix(st.Name, "sysctl/")
+		args := []any{"found", st.Why, "repair", strings.ReplaceAll(st.Diff, "\n", ", ")}
+		if owner := sysctl.Owner(key); owner != "" {
+			args = append(args, "likely", owner)
+		}
+		if key == sysctl.CloseWait {
+			// kube-proxy has its reasons for a long one, for connections that
+			// are half closed behind SNAT (kubernetes/kubernetes#32551).
+			g.report(st.Name, condition{kind: "drift", args: append(args, "left", true)})
+			return false, nil
+		}
+		g.report(st.Name, condition{kind: "drift", args: args})
+	}
+	return true, nil
+}
+
+// repair writes the named steps, each on its own: one that fails does not keep
+// the next from being tried.
+func (g *Guard) repair(ctx context.Context, names []string) error {
+	lock, err := g.n.lock(ctx)
+	g.report("lock", fault(err))
+	if err != nil {
+		return err
+	}
+	defer lock.Release()
+	// A rollback, or an apply with another outcome, may have come and gone
+	// while we waited.
+	if off, err := g.off(); off || err != nil {
+		return err
+	}
+	recs, err := g.n.journal.Open()
+	if err != nil {
+		return err
+	}
+	plan, err := g.n.plan(recs)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, it := range plan {
+		name := it.Steps[0].Name()
+		if !slices.Contains(names, name) {
+			continue
+		}
+		err := g.n.engine([]engine.Item{it}).Apply(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		switch drift := g.seen[name].kind != ""; {
+		case err != nil:
+			g.report(name, fault(err))
+		case !drift: // else the next look says when it ended
+			g.n.deps.Log.Info("applied", "step", name)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// report logs the begin, the change of kind and the end of a condition.
+func (g *Guard) report(what string, now condition) {
+	was := g.seen[what]
+	if was.kind == now.kind {
+		return
+	}
+	g.seen[what] = now
+	if now.kind == "" {
+		g.n.deps.Log.Info(was.kind+" ended", "step", what)
+		return
+	}
+	g.n.deps.Log.Warn(now.kind, append([]any{"step", what}, now.args...)...)
+}
+
+func fault(err error) condition {
+	if err == nil {
+		return condition{}
+	}
+	return condition{kind: "error", args: []any{"err", err}}
+}
+
+func noun(it engine.Item) string {
+	n, _, _ := strings.Cut(it.Steps[0].Name(), "/")
+	return n
+}
