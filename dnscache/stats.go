@@ -3,24 +3,27 @@ package dnscache
 import (
 	"net/netip"
 	"time"
+
+	"nodelocaldns/dnscache/upstream"
 )
 
 // Stats is a snapshot of the resolver's counters. Counters only grow while
 // the process lives; gauges say so.
 type Stats struct {
-	Queries       [2]uint64    // received and well-formed, by Proto
-	Malformed     uint64       // dropped without a reply
-	Replies       [24]uint64   // sent, by RCODE; the last one counts all above 22
-	Cache         []CacheStats // one per zone kind, in the order of ZoneKinds
-	CacheBytes    int64        // gauge: memory charged for all entries
-	CacheMax      int64        // gauge: the budget
-	Evictions     uint64       // entries that went to make room, not because of age
-	FlightsJoined uint64       // queries that waited for somebody else's upstream query
-	Flights       int64        // gauge: upstream questions under way
-	Loops         uint64       // our own queries that came back to us
-	Timeouts      uint64       // clients told SERVFAIL because nobody answered in time
-	SocketDrops   uint64       // datagrams the kernel dropped because a receive buffer was full
-	TCPClients    int64        // gauge: open client connections
+	Queries       [2]uint64                  // received and well-formed, by Proto
+	Malformed     uint64                     // dropped without a reply
+	Replies       [24]uint64                 // sent, by RCODE; the last one counts all above 22
+	Cache         [len(ZoneKinds)]CacheStats // in the order of ZoneKinds
+	CacheBytes    int64                      // gauge: memory charged for all entries
+	CacheMax      int64                      // gauge: the budget
+	Evictions     uint64                     // entries that went to make room, not because of age
+	FlightsJoined uint64                     // queries that waited for somebody else's upstream query
+	Flights       int64                      // gauge: upstream questions under way
+	Loops         uint64                     // our own queries that came back to us
+	Timeouts      uint64                     // clients told SERVFAIL because no upstream gave a usable reply in time
+	Shed          uint64                     // clients told SERVFAIL because too many questions were under way
+	SocketDrops   uint64                     // datagrams the kernel dropped because a receive buffer was full
+	TCPClients    int64                      // gauge: open client connections
 	Upstreams     []UpstreamStats
 }
 
@@ -56,12 +59,9 @@ type UpstreamStats struct {
 	// last one those slower than every bound.
 	Latency    [len(LatencyBounds) + 1]uint64
 	LatencySum time.Duration
+
+	Down bool // gauge: failed lately, so asked last
 }
 
 // LatencyBounds are the upper bounds of UpstreamStats.Latency.
-var LatencyBounds = [...]time.Duration{
-	250 * time.Microsecond, 500 * time.Microsecond, time.Millisecond,
-	2 * time.Millisecond, 5 * time.Millisecond, 10 * time.Millisecond,
-	25 * time.Millisecond, 50 * time.Millisecond, 100 * time.Millisecond,
-	250 * time.Millisecond, 500 * time.Millisecond, time.Second,
-}
+var LatencyBounds = upstream.Latencies

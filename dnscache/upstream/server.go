@@ -41,7 +41,7 @@ type Server struct {
 	UDP  Exchanger // nil: TCP only
 	TCP  Exchanger
 
-	UDPCounters, TCPCounters Counters
+	UDPCounters, TCPCounters *Counters // UDPCounters may be nil where UDP is
 
 	failures  atomic.Int32 // in a row
 	downUntil atomic.Int64 // unix nanoseconds
@@ -65,12 +65,12 @@ func (s *Server) ask(ctx context.Context, now func() time.Time, key []byte) ([]b
 
 func (s *Server) transports(ctx context.Context, now func() time.Time, query []byte) ([]byte, error) {
 	if s.UDP != nil {
-		reply, err := timed(ctx, now, s.UDP, query, &s.UDPCounters)
+		reply, err := timed(ctx, now, s.UDP, query, s.UDPCounters)
 		if err != nil || wire.Flags(reply)&wire.FlagTC == 0 {
 			return reply, err
 		}
 	}
-	return timed(ctx, now, s.TCP, query, &s.TCPCounters)
+	return timed(ctx, now, s.TCP, query, s.TCPCounters)
 }
 
 func timed(ctx context.Context, now func() time.Time, e Exchanger, query []byte, c *Counters) ([]byte, error) {

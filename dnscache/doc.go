@@ -1,0 +1,30 @@
+// Package dnscache is the resolver: it answers the queries of the pods on one
+// node from a cache and asks kube-dns, and whoever else it is told to ask, for
+// the rest.
+//
+// # The packet path
+//
+// A packet is read by the goroutine that owns its socket ([Server.Serve]),
+// parsed (wire.ParseQuery) and looked up (wire.AppendKey, cache.Get). A fresh
+// entry is answered there and then: the stored records are copied behind the
+// client's own question and their TTLs counted down (cache.Entry.AppendReply).
+// That path allocates nothing, takes one read lock for the length of a map
+// lookup, and never waits.
+//
+// Everything else joins a flight: one upstream question for a key and all who
+// wait for it. Its goroutine finds the route (longest suffix), asks the
+// route's group of servers, decides what of the reply may be kept
+// (cache.Admit), keeps it, and answers.
+//
+// # What holds
+//
+//   - Every query that is one gets a reply, within the budget of 900 ms:
+//     SERVFAIL where upstream has none, because clients then ask their next
+//     nameserver at once, and wait five seconds where there is silence.
+//   - One key is asked upstream once at a time, however many ask for it.
+//   - No reply is served past its TTL or its zone's cap.
+//   - Memory is bounded: entries by a byte budget, flights, waiters and
+//     connections by number.
+//   - A loop of forwarders is reported and answered with SERVFAIL. Nothing
+//     that comes over the network ends the process.
+package dnscache

@@ -1,0 +1,102 @@
+package dnscache
+
+import (
+	"sync/atomic"
+	"time"
+
+	"nodelocaldns/dnscache/cache"
+	"nodelocaldns/dnscache/wire"
+)
+
+// counters are what one reader of queries counts. Only that reader and those
+// who answer its clients write here, so that readers do not share cache lines.
+type counters struct {
+	queries   atomic.Uint64
+	malformed atomic.Uint64
+	hits      [len(ZoneKinds)]atomic.Uint64
+	misses    [len(ZoneKinds)]atomic.Uint64
+	replies   [24]atomic.Uint64
+	_         [64]byte
+}
+
+func (c *counters) replied(rcode int) {
+	c.replies[min(rcode, len(c.replies)-1)].Add(1)
+}
+
+// An outcome says what became of a packet.
+type outcome uint8
+
+const (
+	replied  outcome = iota // the reply is in the buffer
+	dropped                 // there will be none
+	deferred                // the client was not answered yet: join it to a flight
+)
+
+// A question is one packet being answered, and room to do it in. It is used
+// again for the reader's next packet.
+type question struct {
+	query wire.Query
+	key   []byte
+	room  [wire.MaxKey]byte
+}
+
+// answer is the packet path. It parses pkt and appends the reply to out if it
+// can be given without asking anybody: from a fresh entry, or an error. limit
+// is the longest reply that the transport takes, 0 for the client's own.
+//
+// It does not allocate where out has room for limit bytes.
+func (s *Server) answer(c *counters, q *question, pkt, out []byte, limit int, now time.Duration) ([]byte, outcome) {
+	verdict := wire.ParseQuery(pkt, &q.query)
+	switch verdict {
+	case wire.Answer:
+	case wire.Drop:
+		c.malformed.Add(1)
+		return nil, dropped
+	default:
+		if verdict == wire.Malformed {
+			c.malformed.Add(1)
+		} else {
+			c.queries.Add(1)
+		}
+		c.replied(verdict.RCode())
+		return wire.AppendError(out, &q.query, verdict.RCode(), wire.EDENone), replied
+	}
+	c.queries.Add(1)
+	q.key = wire.AppendKey(q.room[:0], &q.query)
+	e := s.cache.Get(q.key)
+	if e == nil || !e.Fresh(now) {
+		return s.miss(c, q, out)
+	}
+	c.hits[e.Zone()].Add(1)
+	c.replied(e.RCode())
+	if limit == 0 {
+		limit = q.query.Limit()
+	}
+	return e.AppendReply(out, &q.query, now, limit), replied
+}
+
+// miss is the packet path of what is not in the cache: mostly to be deferred.
+func (s *Server) miss(c *counters, q *question, out []byte) ([]byte, outcome) {
+	st := s.state.Load()
+	name, _ := wire.SplitKey(q.key)
+	rt := st.routes.find(name)
+	c.misses[rt.zone].Add(1)
+	looped := rt.loop.closed.Load()
+	if isLoopProbe(q.key) {
+		for _, rt := range st.routes.all {
+			looped = rt.loop.met(q.key) || looped
+		}
+	}
+	if looped {
+		s.loops.Add(1)
+		c.replied(wire.ServFail)
+		return wire.AppendError(out, &q.query, wire.ServFail, wire.EDEOther), replied
+	}
+	return nil, deferred
+}
+
+// send makes the reply to a query that waited, in buf.
+func (c *counters) send(buf []byte, q *wire.Query, e *cache.Entry, now time.Duration, limit int) []byte {
+	c.replied(e.RCode())
+	return e.AppendReply(buf, q, now, limit)
+}

@@ -1,0 +1,58 @@
+package dnscache
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxPacketSockets bounds the UDP sockets on one address. Each costs a wake-up
+// of its own at a low rate of queries; more than a few CPUs are not needed for
+// one node's DNS.
+const maxPacketSockets = 4
+
+// listen binds the configured addresses. IP_FREEBIND lets it bind before the
+// address is there and keep it when it goes; SO_REUSEPORT lets several sockets
+// share it, and the next process take over while this one still answers.
+func (s *Server) listen(ctx context.Context) error {
+	lc := net.ListenConfig{Control: func(network, _ string, c syscall.RawConn) error {
+		var err error
+		cerr := c.Control(func(fd uintptr) {
+			if err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
+				return
+			}
+			level, option := unix.SOL_IP, unix.IP_FREEBIND
+			if network == "udp6" || network == "tcp6" {
+				level, option = unix.SOL_IPV6, unix.IPV6_FREEBIND
+			}
+			err = unix.SetsockoptInt(int(fd), level, option, 1)
+		})
+		if cerr != nil {
+			return cerr
+		}
+		return err
+	}}
+	for _, a := range s.state.Load().cfg.Listen {
+		family := "4"
+		if a.Addr().Is6() {
+			family = "6"
+		}
+		for range min(runtime.GOMAXPROCS(0), maxPacketSockets) {
+			c, err := lc.ListenPacket(ctx, "udp"+family, a.String())
+			if err != nil {
+				return fmt.Errorf("listening on %s: %w", a, err)
+			}
+			s.packets = append(s.packets, &packetSocket{conn: c.(*net.UDPConn)})
+		}
+		l, err := lc.Listen(ctx, "tcp"+family, a.String())
+		if err != nil {
+			return fmt.Errorf("listening on %s: %w", a, err)
+		}
+		s.streams = append(s.streams, l.(*net.TCPListener))
+	}
+	return nil
+}

@@ -1,0 +1,182 @@
+package dnscache
+
+import (
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"nodelocaldns/dnscache/cache"
+	"nodelocaldns/dnscache/upstream"
+	"nodelocaldns/dnscache/wire"
+)
+
+// The kinds of zone, as indices of ZoneKinds.
+const (
+	zoneCluster = iota
+	zoneReverse
+	zoneExternal
+)
+
+// A route says who answers the names below a zone, and what of it is kept.
+type route struct {
+	zone  uint8
+	caps  cache.Caps
+	group *upstream.Group
+	loop  *loopProbe
+}
+
+// routes finds the route of a name: the longest suffix wins.
+type routes struct {
+	bySuffix map[string]*route // keys are names in wire form, lower case
+	all      []*route          // each once, in a stable order
+}
+
+// find returns the route of a name in wire form, in lower case. It does not
+// allocate.
+func (r *routes) find(name []byte) *route {
+	for {
+		if found := r.bySuffix[string(name)]; found != nil {
+			return found
+		}
+		if name[0] == 0 {
+			return nil // not reached: the root always has a route
+		}
+		name = name[1+int(name[0]):]
+	}
+}
+
+// exchangers makes the means to ask a server.
+type exchangers func(server netip.AddrPort, p Proto) upstream.Exchanger
+
+// network asks real servers.
+func network(now func() time.Time) exchangers {
+	return func(server netip.AddrPort, p Proto) upstream.Exchanger {
+		if p == UDP {
+			return &upstream.UDP{Server: server}
+		}
+		return upstream.NewTCP(server, now)
+	}
+}
+
+// newRoutes builds the routes of a configuration whose node resolvers, where
+// it wants any, are node.
+func newRoutes(cfg Config, node []netip.AddrPort, make exchangers, counters *upstreamCounters, now func() time.Time) *routes {
+	r := &routes{bySuffix: map[string]*route{}}
+	group := func(servers []netip.AddrPort, t Transport) *upstream.Group {
+		g := &upstream.Group{Now: now}
+		for _, a := range servers {
+			s := &upstream.Server{Addr: a, TCP: make(a, TCP), TCPCounters: counters.of(a, TCP)}
+			if t == TransportUDP || t == TransportAuto && !slices.Contains(cfg.ClusterDNS, a) {
+				s.UDP, s.UDPCounters = make(a, UDP), counters.of(a, UDP)
+			}
+			g.Servers = append(g.Servers, s)
+		}
+		return g
+	}
+	add := func(zone uint8, z Zone, servers []netip.AddrPort, names ...string) {
+		rt := &route{zone: zone, caps: z.caps(), group: group(servers, z.Transport), loop: &loopProbe{}}
+		for _, name := range names {
+			if w, ok := wire.ParseName(name); ok {
+				r.bySuffix[string(w)] = rt
+			}
+		}
+		r.all = append(r.all, rt)
+	}
+	var external []netip.AddrPort
+	switch cfg.Upstreams.Source {
+	case KubeDNS:
+		external = cfg.ClusterDNS
+	case NodeResolvers:
+		external = node
+	case ServerList:
+		external = cfg.Upstreams.Servers
+	}
+	clusterDNS := cfg.ClusterDNS
+	if len(clusterDNS) == 0 {
+		clusterDNS = external
+	}
+	add(zoneExternal, cfg.External, external, ".")
+	add(zoneCluster, cfg.Cluster, clusterDNS, cfg.ClusterDomain)
+	add(zoneReverse, cfg.Reverse, clusterDNS, "in-addr.arpa", "ip6.arpa")
+	for _, s := range cfg.StubDomains {
+		add(zoneExternal, cfg.External, s.Servers, s.Zone)
+	}
+	return r
+}
+
+func (r *routes) close() {
+	for _, rt := range r.all {
+		rt.group.Close()
+	}
+}
+
+func (z Zone) caps() cache.Caps {
+	return cache.Caps{Success: uint32(z.Success.MaxTTL / time.Second), Denial: uint32(z.Denial.MaxTTL / time.Second)}
+}
+
+// cacheLimits are the caps on the number of entries.
+func (c Config) cacheLimits() [cache.Zones]cache.Limit {
+	var l [cache.Zones]cache.Limit
+	for i, z := range [...]Zone{zoneCluster: c.Cluster, zoneReverse: c.Reverse, zoneExternal: c.External} {
+		l[i] = cache.Limit{Success: z.Success.Entries, Denial: z.Denial.Entries}
+	}
+	return l
+}
+
+// asked is what is counted of one server over one protocol. Counters outlive
+// the routes that a reload replaces.
+type asked struct {
+	server netip.AddrPort
+	proto  Proto
+	*upstream.Counters
+}
+
+// An upstreamCounters registry holds the counters of every server ever asked.
+type upstreamCounters struct {
+	mu  sync.Mutex
+	all []asked
+}
+
+// of returns the counters of a server: the same ones each time.
+func (u *upstreamCounters) of(server netip.AddrPort, p Proto) *upstream.Counters {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, a := range u.all {
+		if a.server == server && a.proto == p {
+			return a.Counters
+		}
+	}
+	c := &upstream.Counters{}
+	u.all = append(u.all, asked{server, p, c})
+	return c
+}
+
+// stats returns the counters; those of r that failed lately are marked.
+func (u *upstreamCounters) stats(r *routes, now time.Time) []UpstreamStats {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	out := make([]UpstreamStats, len(u.all))
+	for i, a := range u.all {
+		st := &out[i]
+		st.Server, st.Proto = a.server, a.proto
+		st.Queries, st.Errors, st.LatencySum = a.Queries.Load(), a.Errors.Load(), time.Duration(a.Sum.Load())
+		for b := range a.Latency {
+			st.Latency[b] = a.Latency[b].Load()
+		}
+		st.Down = r.down(a.server, now)
+	}
+	return out
+}
+
+// down reports whether a server comes last on any route.
+func (r *routes) down(server netip.AddrPort, now time.Time) bool {
+	for _, rt := range r.all {
+		for _, s := range rt.group.Servers {
+			if s.Addr == server && s.Down(now) {
+				return true
+			}
+		}
+	}
+	return false
+}

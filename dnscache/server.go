@@ -1,0 +1,332 @@
+package dnscache
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"reflect"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"nodelocaldns/dnscache/cache"
+	"nodelocaldns/dnscache/upstream"
+)
+
+// Deps are what the resolver needs of the world. Zero values mean the real
+// thing.
+type Deps struct {
+	Log *slog.Logger
+
+	// Packets and Streams are sockets that somebody else has bound, such as
+	// systemd. The server owns them from New on. Without any it binds its own.
+	Packets []*net.UDPConn
+	Streams []*net.TCPListener
+
+	// ResolvConf are the files that name the node's resolvers, for
+	// NodeResolvers; the first one with a nameserver that is neither loopback
+	// nor ours counts.
+	ResolvConf []string
+
+	Now    func() time.Time
+	Random io.Reader // unpredictable bytes
+
+	// Exchanger makes the means to ask a server over a protocol.
+	Exchanger func(server netip.AddrPort, p Proto) upstream.Exchanger
+}
+
+// A Server is the resolver. Make one with [New].
+type Server struct {
+	log       *slog.Logger
+	random    io.Reader
+	wallClock func() time.Time
+	start     time.Time
+	exchanger exchangers
+	conf      []string
+
+	packets []*packetSocket
+	streams []*net.TCPListener
+	streamC counters // of all TCP clients
+	clients clients
+
+	cache     *cache.Cache
+	state     atomic.Pointer[state]
+	flights   flights
+	upstreams upstreamCounters
+	loops     atomic.Uint64
+
+	ready    chan struct{}
+	rerouted chan struct{}   // tells watchLoops that names go elsewhere now
+	work     context.Context // of upstream questions: outlives Serve's by the last replies
+	stop     context.CancelFunc
+
+	reload sync.Mutex // held while state changes
+}
+
+// state is what a reload replaces.
+type state struct {
+	cfg    Config
+	node   []netip.AddrPort // resolvers of the node, as last read
+	routes *routes
+}
+
+// New returns a server for cfg. It binds nothing yet.
+func New(cfg Config, d Deps) (*Server, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	s := &Server{
+		log: d.Log, random: d.Random, wallClock: d.Now, exchanger: d.Exchanger, conf: d.ResolvConf,
+		streams: d.Streams, ready: make(chan struct{}), rerouted: make(chan struct{}, 1),
+		cache:   cache.New(cfg.cacheLimits(), cfg.MaxBytes),
+		flights: flights{byKey: map[string]*flight{}},
+	}
+	if s.log == nil {
+		s.log = slog.Default()
+	}
+	if s.wallClock == nil {
+		s.wallClock = time.Now
+	}
+	if s.random == nil {
+		s.random = rand.Reader
+	}
+	if s.exchanger == nil {
+		s.exchanger = network(s.wallClock)
+	}
+	s.start = s.wallClock()
+	s.work, s.stop = context.WithCancel(context.Background())
+	for _, c := range d.Packets {
+		s.packets = append(s.packets, &packetSocket{conn: c})
+	}
+	var node []netip.AddrPort
+	if cfg.Upstreams.Source == NodeResolvers {
+		node = s.nodeResolvers(cfg.Listen)
+	}
+	s.state.Store(&state{cfg, node, newRoutes(cfg, node, s.exchanger, &s.upstreams, s.wallClock)})
+	return s, nil
+}
+
+// now is the time on the server's clock: since it was made, never backwards.
+func (s *Server) now() time.Duration { return s.wallClock().Sub(s.start) }
+
+// Ready is closed once all sockets are bound or adopted: from then on no query
+// is refused. Whether upstream can be reached is another matter.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
+
+// Serve answers queries until ctx ends. It then reads no more, answers those
+// it has read, closes its sockets and returns nil. It returns an error only
+// where it could not begin. A server serves once.
+func (s *Server) Serve(ctx context.Context) error {
+	defer s.stop()
+	if len(s.packets)+len(s.streams) == 0 {
+		if err := s.listen(ctx); err != nil {
+			s.closeSockets()
+			return err
+		}
+	}
+	defer s.closeSockets()
+	for _, p := range s.packets {
+		p.growBuffer(s.log)
+	}
+	close(s.ready)
+	// SIGTERM must not cost the replies to what was read before it.
+	reading, stopReading := context.WithCancel(ctx)
+	defer stopReading()
+	context.AfterFunc(reading, s.interruptReads)
+
+	var readers, helpers sync.WaitGroup
+	for _, p := range s.packets {
+		readers.Go(func() { p.serve(reading, s) })
+	}
+	for _, l := range s.streams {
+		readers.Go(func() { s.accept(reading, l) })
+	}
+	helpers.Go(func() { s.watchLoops(reading) })
+	helpers.Go(func() { s.watchResolvConf(reading) })
+	helpers.Go(func() { s.sweep(reading) })
+	readers.Wait()
+	s.flights.waiting.Wait() // each ends within its budget
+	s.stop()
+	s.flights.running.Wait()
+	helpers.Wait()
+	s.state.Load().routes.close()
+	return nil
+}
+
+func (s *Server) closeSockets() {
+	for _, p := range s.packets {
+		_ = p.conn.Close()
+	}
+	for _, l := range s.streams {
+		_ = l.Close()
+	}
+}
+
+// interruptReads makes every reader look at its context. Deadlines stay: they
+// are not a property of the socket that the next process gets.
+func (s *Server) interruptReads() {
+	for _, p := range s.packets {
+		_ = p.conn.SetReadDeadline(longAgo)
+	}
+	for _, l := range s.streams {
+		_ = l.SetDeadline(longAgo)
+	}
+	s.clients.interruptReads()
+}
+
+// longAgo is a deadline that has passed.
+var longAgo = time.Unix(1, 0)
+
+// ErrListenChanged is returned by [Server.Reload] for a configuration with
+// other listen addresses.
+var ErrListenChanged = errors.New("listen addresses change with a restart only")
+
+// Reload takes over another configuration without closing a socket. An error
+// leaves everything as it was. Cached replies stay, unless names go to other
+// servers now.
+func (s *Server) Reload(cfg Config) error {
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	s.reload.Lock()
+	defer s.reload.Unlock()
+	old := s.state.Load()
+	if !slices.Equal(cfg.Listen, old.cfg.Listen) {
+		return fmt.Errorf("%w: %v, was %v", ErrListenChanged, cfg.Listen, old.cfg.Listen)
+	}
+	node := old.node
+	if cfg.Upstreams.Source == NodeResolvers {
+		node = s.nodeResolvers(cfg.Listen)
+	}
+	s.cache.SetLimits(cfg.cacheLimits(), cfg.MaxBytes)
+	s.replace(cfg, node)
+	return nil
+}
+
+// replace puts a new state in place of the old one. s.reload is held.
+func (s *Server) replace(cfg Config, node []netip.AddrPort) {
+	old := s.state.Load()
+	s.state.Store(&state{cfg, node, newRoutes(cfg, node, s.exchanger, &s.upstreams, s.wallClock)})
+	if !sameServers(old.cfg, cfg) || !slices.Equal(old.node, node) {
+		s.cache.Flush() // another server may know better
+	}
+	old.routes.close()
+	select {
+	case s.rerouted <- struct{}{}:
+	default:
+	}
+}
+
+// sameServers reports whether every name is answered by the same servers.
+func sameServers(a, b Config) bool {
+	return a.ClusterDomain == b.ClusterDomain && slices.Equal(a.ClusterDNS, b.ClusterDNS) &&
+		reflect.DeepEqual(a.Upstreams, b.Upstreams) && reflect.DeepEqual(a.StubDomains, b.StubDomains)
+}
+
+// nodeResolvers reads the node's resolvers.
+func (s *Server) nodeResolvers(ours []netip.AddrPort) []netip.AddrPort {
+	for _, name := range s.conf {
+		f, err := os.Open(name)
+		if err != nil {
+			continue
+		}
+		servers, err := upstream.ParseResolvConf(f)
+		_ = f.Close()
+		if err != nil {
+			s.log.Warn("reading the node's resolvers", "file", name, "error", err)
+			continue
+		}
+		servers = slices.DeleteFunc(servers, func(a netip.AddrPort) bool {
+			return slices.ContainsFunc(ours, func(l netip.AddrPort) bool { return l.Addr() == a.Addr() })
+		})
+		if len(servers) > 0 {
+			return servers
+		}
+	}
+	return nil
+}
+
+// How often things that change slowly are looked at.
+const (
+	resolvConfEvery = time.Second
+	sweepEvery      = 30 * time.Second
+)
+
+// watchResolvConf takes over the node's resolvers when they change. It looks
+// once a second: the files are a few bytes in memory, and what replaces them
+// (renames, symlinks, bind mounts) is more than inotify on a path can follow.
+func (s *Server) watchResolvConf(ctx context.Context) {
+	for pause(ctx, resolvConfEvery) {
+		s.reload.Lock()
+		st := s.state.Load()
+		if st.cfg.Upstreams.Source == NodeResolvers {
+			if node := s.nodeResolvers(st.cfg.Listen); !slices.Equal(node, st.node) {
+				s.log.Info("the node's resolvers changed", "resolvers", node, "before", st.node)
+				s.replace(st.cfg, node)
+			}
+		}
+		s.reload.Unlock()
+	}
+}
+
+// sweep gives back the memory of entries that expired and that nobody asked
+// for again.
+func (s *Server) sweep(ctx context.Context) {
+	for pause(ctx, sweepEvery) {
+		s.cache.Sweep(s.now())
+	}
+}
+
+// pause waits; it is false when ctx ended first.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// Stats returns a snapshot of the counters. They are read one by one while
+// queries are answered, so sums may be off by those under way.
+func (s *Server) Stats() Stats {
+	u := s.cache.Usage()
+	st := Stats{
+		CacheBytes: u.Bytes, CacheMax: u.MaxBytes, Evictions: u.Evictions,
+		Loops: s.loops.Load(), TCPClients: s.clients.count(),
+	}
+	for z := range ZoneKinds {
+		st.Cache[z] = CacheStats{Success: u.Success[z], Denial: u.Denial[z]}
+	}
+	add := func(p Proto, c *counters) {
+		st.Queries[p] += c.queries.Load()
+		st.Malformed += c.malformed.Load()
+		for z := range ZoneKinds {
+			st.Cache[z].Hits += c.hits[z].Load()
+			st.Cache[z].Misses += c.misses[z].Load()
+		}
+		for i := range c.replies {
+			st.Replies[i] += c.replies[i].Load()
+		}
+	}
+	for _, p := range s.packets {
+		add(UDP, &p.counters)
+		st.SocketDrops += p.drops()
+	}
+	add(TCP, &s.streamC)
+	s.flights.mu.Lock()
+	st.FlightsJoined, st.Timeouts, st.Shed = s.flights.joined, s.flights.late, s.flights.shed
+	st.Flights = int64(len(s.flights.byKey))
+	s.flights.mu.Unlock()
+	st.Upstreams = s.upstreams.stats(s.state.Load().routes, s.wallClock())
+	return st
+}

@@ -1,0 +1,191 @@
+package dnscache
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"nodelocaldns/dnscache/cache"
+	"nodelocaldns/dnscache/wire"
+)
+
+// Limits of TCP clients (RFC 7766 6.1 and 6.2).
+const (
+	maxClients = 1024
+	// idleTimeout is how long a client may take for its next query, whole: a
+	// few seconds for those who ask more, not for ever for those who do not.
+	idleTimeout = 10 * time.Second
+	// writeTimeout ends clients that do not read.
+	writeTimeout = 2 * time.Second
+	// maxPending bounds the questions of one client that wait for upstream.
+	// Its next query is read when one of them is answered.
+	maxPending = 64
+)
+
+// clients are the open TCP connections.
+type clients struct {
+	mu   sync.Mutex
+	open map[*client]struct{}
+}
+
+// A client is one TCP connection.
+type client struct {
+	conn     net.Conn
+	counters *counters
+	pending  chan struct{} // one token a question that waits
+
+	mu  sync.Mutex // held while writing
+	out []byte
+}
+
+// accept serves the clients of one listener until ctx ends.
+func (s *Server) accept(ctx context.Context, l *net.TCPListener) {
+	var open sync.WaitGroup
+	defer open.Wait()
+	for ctx.Err() == nil {
+		conn, err := l.Accept()
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if ctx.Err() == nil { // too many files, or a client that left
+				s.log.Warn("accepting a connection", "address", l.Addr(), "error", err)
+				pause(ctx, readErrorPause)
+			}
+			continue
+		}
+		c := &client{conn: conn, counters: &s.streamC, pending: make(chan struct{}, maxPending)}
+		if !s.clients.add(c) {
+			_ = conn.Close()
+			continue
+		}
+		open.Go(func() { c.serve(ctx, s) })
+	}
+}
+
+// serve reads queries until the client leaves, breaks the protocol or is
+// idle, or ctx ends. Questions that wait for upstream do not hold up those
+// behind them; their replies go out as they come (RFC 7766 7).
+func (c *client) serve(ctx context.Context, s *Server) {
+	defer s.clients.remove(c)
+	r := bufio.NewReader(c.conn)
+	var in []byte
+	var q question
+	for {
+		_ = c.conn.SetReadDeadline(time.Now().Add(idleTimeout))
+		if ctx.Err() != nil {
+			break // SetReadDeadline may have undone the interruption
+		}
+		var size [2]byte
+		if _, err := io.ReadFull(r, size[:]); err != nil {
+			break
+		}
+		n := int(binary.BigEndian.Uint16(size[:]))
+		if n < wire.HeaderLen {
+			break
+		}
+		if cap(in) < n {
+			in = make([]byte, n)
+		}
+		if _, err := io.ReadFull(r, in[:n]); err != nil {
+			break
+		}
+		if !c.query(s, &q, in[:n]) {
+			break
+		}
+	}
+	// Those that wait are answered before the connection is closed.
+	for range maxPending {
+		c.pending <- struct{}{}
+	}
+}
+
+// query answers one query, now or later. It is false where the connection is
+// to be closed.
+func (c *client) query(s *Server, q *question, pkt []byte) bool {
+	c.mu.Lock()
+	out := append(c.out[:0], 0, 0)
+	reply, outcome := s.answer(c.counters, q, pkt, out, wire.MaxMessage, s.now())
+	if outcome == replied {
+		err := c.write(reply)
+		c.mu.Unlock()
+		return err == nil
+	}
+	c.mu.Unlock()
+	if outcome == dropped {
+		return false
+	}
+	c.pending <- struct{}{}
+	s.join(q.key, &q.query, c)
+	return true
+}
+
+// deliver implements peer. A client that does not read holds up only itself.
+func (c *client) deliver(q *wire.Query, e *cache.Entry, now time.Duration) {
+	go func() {
+		c.mu.Lock()
+		msg := c.counters.send(append(c.out[:0], 0, 0), q, e, now, wire.MaxMessage)
+		if c.write(msg) != nil {
+			_ = c.conn.Close() // the reader ends too
+		}
+		c.mu.Unlock()
+		<-c.pending
+	}()
+}
+
+// write sends a message that has two bytes of room for its length in front,
+// in one segment where it fits (RFC 7766 8). c.mu is held.
+func (c *client) write(msg []byte) error {
+	binary.BigEndian.PutUint16(msg, uint16(len(msg)-2))
+	if cap(msg) <= maxKeptBuffer {
+		c.out = msg
+	}
+	if err := c.conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return err
+	}
+	_, err := c.conn.Write(msg)
+	return err
+}
+
+// maxKeptBuffer is the largest reply buffer that a connection keeps.
+const maxKeptBuffer = 4096
+
+func (c *clients) add(cl *client) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.open) >= maxClients {
+		return false
+	}
+	if c.open == nil {
+		c.open = map[*client]struct{}{}
+	}
+	c.open[cl] = struct{}{}
+	return true
+}
+
+func (c *clients) remove(cl *client) {
+	_ = cl.conn.Close()
+	c.mu.Lock()
+	delete(c.open, cl)
+	c.mu.Unlock()
+}
+
+func (c *clients) count() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return int64(len(c.open))
+}
+
+// interruptReads ends the readers; what waits for them is still answered.
+func (c *clients) interruptReads() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for cl := range c.open {
+		_ = cl.conn.SetReadDeadline(longAgo)
+	}
+}

@@ -1,0 +1,121 @@
+package dnscache
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"nodelocaldns/dnscache/cache"
+	"nodelocaldns/dnscache/wire"
+)
+
+const (
+	// maxQuery is the longest query read over UDP. A question is at most 271
+	// bytes; the rest is room for the options of any client.
+	maxQuery = 4096
+	// receiveBuffer holds the packets of a burst until they are read. The
+	// kernel's default of 208 KiB is full after some 280 small queries: 200
+	// lookups at once, A and AAAA each, lose packets there, and each lost
+	// packet is somebody's five seconds.
+	receiveBuffer = 8 << 20
+	// readErrorPause keeps a socket that fails at every read from using a CPU.
+	readErrorPause = 10 * time.Millisecond
+)
+
+// A packetSocket is one UDP socket and the goroutine that reads it. Queries
+// that can be answered at once are; the others wait in a flight, so that a
+// slow upstream never holds up a hit.
+type packetSocket struct {
+	counters
+	conn *net.UDPConn
+}
+
+// serve reads until ctx ends.
+func (p *packetSocket) serve(ctx context.Context, s *Server) {
+	in := make([]byte, maxQuery)
+	out := make([]byte, 0, wire.MaxUDP)
+	var q question
+	for ctx.Err() == nil {
+		n, from, err := p.conn.ReadFromUDPAddrPort(in)
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if ctx.Err() == nil {
+				s.log.Warn("reading queries", "address", p.conn.LocalAddr(), "error", err)
+				pause(ctx, readErrorPause)
+			}
+			continue
+		}
+		reply, outcome := s.answer(&p.counters, &q, in[:n], out, 0, s.now())
+		switch outcome {
+		case replied:
+			// A client that cannot be reached any more is none of our errors.
+			_, _ = p.conn.WriteToUDPAddrPort(reply, from)
+		case deferred:
+			s.join(q.key, &q.query, packetPeer{p, from})
+		case dropped:
+		}
+	}
+}
+
+// A packetPeer is a UDP client that waits.
+type packetPeer struct {
+	socket *packetSocket
+	addr   netip.AddrPort
+}
+
+func (c packetPeer) deliver(q *wire.Query, e *cache.Entry, now time.Duration) {
+	buf := buffers.Get().(*[wire.MaxUDP]byte)
+	defer buffers.Put(buf)
+	_, _ = c.socket.conn.WriteToUDPAddrPort(c.socket.send(buf[:0], q, e, now, q.Limit()), c.addr)
+}
+
+// buffers are for replies to those who waited.
+var buffers = sync.Pool{New: func() any { return new([wire.MaxUDP]byte) }}
+
+// growBuffer makes room for bursts: beyond net.core.rmem_max where the process
+// may (CAP_NET_ADMIN), else up to it, and says so when that is not enough.
+func (p *packetSocket) growBuffer(log *slog.Logger) {
+	raw, err := p.conn.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if size, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF); err == nil && size >= 2*receiveBuffer {
+			return // systemd's ReceiveBuffer=; the kernel counts each byte twice (socket(7))
+		}
+		if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) == nil {
+			return
+		}
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
+		if size, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF); err == nil && size < 2*receiveBuffer {
+			log.Warn("small receive buffer: bursts of queries may be dropped", "address", p.conn.LocalAddr(),
+				"bytes", size/2, "wanted", receiveBuffer, "hint", "raise net.core.rmem_max, or grant CAP_NET_ADMIN")
+		}
+	})
+}
+
+// drops is how many datagrams the kernel dropped at this socket, most of them
+// because its receive buffer was full (sock_diag(7), SK_MEMINFO_DROPS).
+func (p *packetSocket) drops() uint64 {
+	const skMemInfoDrops, skMemInfoVars = 8, 9
+	raw, err := p.conn.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	var info [skMemInfoVars]uint32
+	size := uint32(unsafe.Sizeof(info))
+	_ = raw.Control(func(fd uintptr) {
+		_, _, _ = unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_MEMINFO,
+			uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
+	})
+	return uint64(info[skMemInfoDrops])
+}
