@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+
+	"nodelocaldns/dnscache/wire"
 )
 
 // Config is everything the resolver needs to know, typed. It holds no text
@@ -105,8 +107,17 @@ func (c Config) Validate() error {
 			return fmt.Errorf("listen address %s: a wildcard is not allowed", a)
 		}
 	}
-	if c.ClusterDomain == "" || strings.HasSuffix(c.ClusterDomain, ".") {
-		return fmt.Errorf("cluster domain %q is not a name without a trailing dot", c.ClusterDomain)
+	zones := []string{c.ClusterDomain}
+	for _, s := range c.StubDomains {
+		if len(s.Servers) == 0 {
+			return fmt.Errorf("stub domain %s has no servers", s.Zone)
+		}
+		zones = append(zones, s.Zone)
+	}
+	for _, z := range zones {
+		if _, ok := wire.ParseName(z); !ok || z == "" || strings.HasSuffix(z, ".") {
+			return fmt.Errorf("%q is not a domain name without a trailing dot", z)
+		}
 	}
 	if c.Upstreams.Source == KubeDNS && len(c.ClusterDNS) == 0 {
 		return ErrNoClusterDNS

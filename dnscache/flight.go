@@ -104,6 +104,7 @@ func (s *Server) fly(fl *flight) {
 	timer := time.AfterFunc(budget, func() {
 		e := cache.NewFailure(fl.key, wire.ServFail, wire.EDENetworkError, fl.route.zone, s.now())
 		s.land(fl, e, true)
+		signal(s.suspected)
 	})
 	defer timer.Stop()
 	ctx, cancel := context.WithTimeout(s.work, lateBudget)

@@ -1,6 +1,7 @@
 package dnscache
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"io"
@@ -11,43 +12,56 @@ import (
 )
 
 // A loopProbe finds out whether a route leads back to us: kube-dns that
-// forwards to the node's resolv.conf, which names us, is the usual way. Now
-// and then it asks upstream for a name that nobody else asks for; if that name
-// comes in as a query, it went round.
+// forwards to the node's resolv.conf, which names us, is the usual way. It
+// asks upstream for a name of the route's zone that nobody else asks for; if
+// that name comes in as a query, it went round.
 //
-// A loop costs little until it is mended. Queries of one key wait for the one
-// upstream question that is under way, so nothing goes round twice; while the
-// route is known to loop, its names get SERVFAIL at once.
+// Routes are probed when they are new, and when questions get no answer in
+// time, as all do that go round. A loop costs little until then: queries of
+// one key wait for the one upstream question that is under way, so nothing
+// goes round twice. While a route is known to loop, its names get SERVFAIL at
+// once.
 type loopProbe struct {
-	name   atomic.Pointer[string] // key of the probe under way
+	zone   []byte                 // wire form; for the root another name, see loopLabel
+	key    atomic.Pointer[string] // of the probe under way
 	seen   atomic.Bool
 	closed atomic.Bool // the route leads back to us
 }
 
-// Times of the loop probe.
 const (
-	// loopEvery is how often a route is probed: a loop comes with a change of
-	// somebody's configuration, and the probe is one query.
-	loopEvery = 30 * time.Second
+	// loopAgain is how soon routes are probed again: in an outage every
+	// question runs out of time, and probes must not add to it.
+	loopAgain = 10 * time.Second
 	// loopBudget is how long a probe may take to come round.
 	loopBudget = 2 * time.Second
 )
 
-// loopZone is where probe names live. Nobody else can own a name there (RFC
+// loopLabel is the label below the zone in a probe's name, in wire form. Below
+// the root it stands in front of "invalid", where nobody can own a name (RFC
 // 6761 6.4).
-var loopZone, _ = wire.ParseName("loop.nodelocaldns.invalid")
+var loopLabel = []byte("\x11nodelocaldns-loop")
 
-// isLoopProbe reports whether a key in lower case is a probe's, ours or that
-// of the resolver on another node.
-func isLoopProbe(key []byte) bool {
-	name, _ := wire.SplitKey(key)
-	return len(name) > len(loopZone) && wire.IsSubdomain(name, loopZone)
+// newLoopProbe makes the probe of the route for a zone in wire form.
+func newLoopProbe(zone []byte) *loopProbe {
+	if len(zone) == 1 {
+		zone, _ = wire.ParseName("invalid")
+	}
+	return &loopProbe{zone: zone}
 }
 
-// met notes that a query for key has come in, and reports whether it was the
-// probe's.
+// isLoopProbe reports whether a key looks like a probe's: ours, or that of
+// another node's resolver, which is a name like any other.
+func isLoopProbe(key []byte) bool {
+	return len(key) > 1+2*loopID && key[0] == 2*loopID && bytes.HasPrefix(key[1+2*loopID:], loopLabel)
+}
+
+// loopID is how many random bytes a probe's name has.
+const loopID = 8
+
+// met reports whether key is that of the probe under way, which has then gone
+// round.
 func (p *loopProbe) met(key []byte) bool {
-	if name := p.name.Load(); name != nil && *name == string(key) {
+	if under := p.key.Load(); under != nil && *under == string(key) {
 		p.seen.Store(true)
 		return true
 	}
@@ -57,52 +71,85 @@ func (p *loopProbe) met(key []byte) bool {
 // probeLoop asks rt's servers for a name of its own and notes whether it came
 // back.
 func (s *Server) probeLoop(ctx context.Context, rt *route) {
-	var id [8]byte
+	var id [loopID]byte
 	if _, err := io.ReadFull(s.random, id[:]); err != nil {
 		return // without a name that nobody can guess there is no probe
 	}
-	label := hex.EncodeToString(id[:])
-	q := wire.Query{Flags: wire.FlagRD, Question: append([]byte{byte(len(label))}, label...), Type: wire.TypeA}
-	q.Question = append(q.Question, loopZone...)
+	q := wire.Query{Flags: wire.FlagRD, Type: wire.TypeA}
+	q.Question = append(q.Question, 2*loopID)
+	q.Question = hex.AppendEncode(q.Question, id[:])
+	q.Question = append(q.Question, loopLabel...)
+	q.Question = append(q.Question, rt.loop.zone...)
 	q.Question = append(q.Question, 0, byte(q.Type), 0, byte(wire.ClassIN))
+	if len(q.Name()) > wire.MaxName {
+		return // a stub domain too long to have such a name
+	}
 	key := string(wire.AppendKey(nil, &q))
 	rt.loop.seen.Store(false)
-	rt.loop.name.Store(&key)
+	rt.loop.key.Store(&key)
 	ctx, cancel := context.WithTimeout(ctx, loopBudget)
 	defer cancel()
 	_, err := rt.group.Exchange(ctx, []byte(key))
-	rt.loop.name.Store(nil)
+	rt.loop.key.Store(nil)
 	seen := rt.loop.seen.Load()
 	if !seen && err != nil {
 		return // nobody answered: nothing was learnt
 	}
-	if was := rt.loop.closed.Swap(seen); seen != was {
-		if seen {
-			s.log.Error("forwarding loop: what we ask upstream comes back to us", "zone", ZoneKinds[rt.zone], "upstream", rt.servers(),
-				"hint", "an upstream forwards to this resolver; check kube-dns' own upstreams and the node's resolv.conf")
-		} else {
-			s.log.Info("forwarding loop ended", "zone", ZoneKinds[rt.zone], "upstream", rt.servers())
+	if was := rt.loop.closed.Swap(seen); seen == was {
+		return
+	}
+	if seen {
+		s.log.Error("forwarding loop: what we ask upstream comes back to us", "zone", ZoneKinds[rt.zone], "upstreams", rt.servers(),
+			"hint", "an upstream forwards to this resolver; check where kube-dns forwards to, and the node's resolv.conf")
+	} else {
+		s.log.Info("forwarding loop ended", "zone", ZoneKinds[rt.zone], "upstreams", rt.servers())
+	}
+}
+
+// watchLoops probes the routes when there is reason to, until ctx ends.
+func (s *Server) watchLoops(ctx context.Context) {
+	for {
+		looping := false
+		for _, rt := range s.state.Load().routes.all {
+			if len(rt.group.Servers) > 0 {
+				s.probeLoop(ctx, rt)
+				looping = looping || rt.loop.closed.Load()
+			}
+		}
+		if !s.pauseProbes(ctx, looping) {
+			return
 		}
 	}
 }
 
-// watchLoops probes every route at once, whenever names go elsewhere, and every
-// loopEvery. It returns when ctx ends.
-func (s *Server) watchLoops(ctx context.Context) {
-	again := time.NewTicker(loopEvery)
+// pauseProbes waits until routes are to be probed again; false when ctx ended.
+func (s *Server) pauseProbes(ctx context.Context, looping bool) bool {
+	again := time.NewTimer(loopAgain)
 	defer again.Stop()
-	for {
-		for _, rt := range s.state.Load().routes.all {
-			if len(rt.group.Servers) > 0 {
-				s.probeLoop(ctx, rt)
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-s.rerouted:
-		case <-again.C:
-		}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-s.rerouted:
+		return true
+	case <-again.C:
+	}
+	if looping {
+		return true
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-s.rerouted:
+	case <-s.suspected:
+	}
+	return true
+}
+
+// signal wakes who waits on c, or leaves word for when they come.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }
 

@@ -75,10 +75,12 @@ func newRoutes(cfg Config, node []netip.AddrPort, make exchangers, counters *ups
 		return g
 	}
 	add := func(zone uint8, z Zone, servers []netip.AddrPort, names ...string) {
-		rt := &route{zone: zone, caps: z.caps(), group: group(servers, z.Transport), loop: &loopProbe{}}
-		for _, name := range names {
-			if w, ok := wire.ParseName(name); ok {
-				r.bySuffix[string(w)] = rt
+		rt := &route{zone: zone, caps: z.caps(), group: group(servers, z.Transport)}
+		for i, name := range names {
+			w, _ := wire.ParseName(name) // Config.Validate has seen that it is one
+			r.bySuffix[string(w)] = rt
+			if i == 0 {
+				rt.loop = newLoopProbe(w)
 			}
 		}
 		r.all = append(r.all, rt)

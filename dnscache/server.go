@@ -62,10 +62,11 @@ type Server struct {
 	upstreams upstreamCounters
 	loops     atomic.Uint64
 
-	ready    chan struct{}
-	rerouted chan struct{}   // tells watchLoops that names go elsewhere now
-	work     context.Context // of upstream questions: outlives Serve's by the last replies
-	stop     context.CancelFunc
+	ready     chan struct{}
+	rerouted  chan struct{}   // names go elsewhere now
+	suspected chan struct{}   // a question got no answer: there may be a loop
+	work      context.Context // of upstream questions: outlives Serve's by the last replies
+	stop      context.CancelFunc
 
 	reload sync.Mutex // held while state changes
 }
@@ -84,7 +85,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 	}
 	s := &Server{
 		log: d.Log, random: d.Random, wallClock: d.Now, exchanger: d.Exchanger, conf: d.ResolvConf,
-		streams: d.Streams, ready: make(chan struct{}), rerouted: make(chan struct{}, 1),
+		streams: d.Streams, ready: make(chan struct{}), rerouted: make(chan struct{}, 1), suspected: make(chan struct{}, 1),
 		cache:   cache.New(cfg.cacheLimits(), cfg.MaxBytes),
 		flights: flights{byKey: map[string]*flight{}},
 	}
@@ -218,10 +219,7 @@ func (s *Server) replace(cfg Config, node []netip.AddrPort) {
 		s.cache.Flush() // another server may know better
 	}
 	old.routes.close()
-	select {
-	case s.rerouted <- struct{}{}:
-	default:
-	}
+	signal(s.rerouted)
 }
 
 // sameServers reports whether every name is answered by the same servers.
