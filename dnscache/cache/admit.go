@@ -97,7 +97,7 @@ func Admit(key, reply []byte, caps Caps) (Admission, error) {
 		return a, err
 	}
 	if set.extended != 0 {
-		a.RCode |= set.extended << 4
+		a.RCode = wire.ServFail // BADVERS, BADCOOKIE: between upstream and us
 	}
 	if a.RCode != wire.NoError && a.RCode != wire.NXDomain {
 		a.Class, a.TTL, a.AD = Failure, FailureTTL, false

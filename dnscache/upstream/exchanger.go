@@ -99,8 +99,10 @@ func orContext(ctx context.Context, err error) error {
 // Limits of the TCP connections to one server.
 const (
 	// maxConns bounds the connections to one server, and with one question in
-	// flight on each, the questions. More wait for their turn.
-	maxConns = 128
+	// flight on each, the questions. More wait for their turn. A name that
+	// upstream cannot resolve holds up to three of them until its question
+	// is given up.
+	maxConns = 512
 	// idleLimit is below the 8 s (miekg/dns) and 10 s (CoreDNS) after which
 	// kube-dns closes an idle connection, so that we seldom meet a closed one.
 	idleLimit = 5 * time.Second

@@ -97,16 +97,19 @@ func (g *Group) Exchange(ctx context.Context, key []byte) ([]byte, error) {
 	}
 }
 
-// try asks one server and notes how it did. A server that was still silent
-// after patience, when another one had answered, did not do well.
+// try asks one server and notes how it did. It did not do well if it was
+// silent for longer than patience when another one had answered, unless it
+// answered somebody else meanwhile: then it was the name that took its time.
 func (g *Group) try(ctx context.Context, s *Server, key []byte) result {
 	start := g.Now()
 	reply, err := s.ask(ctx, g.Now, key)
 	now := g.Now()
 	switch {
 	case err == nil:
-		s.ok()
-	case ctx.Err() == nil || now.Sub(start) >= patience:
+		s.ok(now)
+	case ctx.Err() == nil:
+		s.failed(now)
+	case now.Sub(start) >= patience && s.answered.Load() < start.UnixNano():
 		s.failed(now)
 	}
 	return result{reply, err}

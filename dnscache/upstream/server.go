@@ -44,6 +44,7 @@ type Server struct {
 	UDPCounters, TCPCounters *Counters // UDPCounters may be nil where UDP is
 
 	failures  atomic.Int32 // in a row
+	answered  atomic.Int64 // when last, in unix nanoseconds
 	downUntil atomic.Int64 // unix nanoseconds
 }
 
@@ -92,7 +93,8 @@ const (
 )
 
 // ok notes that the server answered.
-func (s *Server) ok() {
+func (s *Server) ok(now time.Time) {
+	s.answered.Store(now.UnixNano())
 	s.failures.Store(0)
 	s.downUntil.Store(0)
 }
