@@ -128,15 +128,12 @@ func Default() Config {
 	}
 }
 
-// Host is what the runtime plan is built from. Loopback addresses are left
-// out: they are on every node already, and only processes of the node itself
-// can ask there. With loopback addresses alone the plan has nothing to hold,
-// and Addresses is empty.
+// Host is what the runtime plan is built from.
 func (c Config) Host() host.Config {
 	return host.Config{
 		Interface: c.Listen.Interface,
 		LinkType:  c.Listen.LinkType,
-		Addresses: slices.DeleteFunc(slices.Clone(c.Listen.Addresses), netip.Addr.IsLoopback),
+		Addresses: slices.Clone(c.Listen.Addresses),
 		Port:      c.Listen.Port,
 		Notrack:   c.Notrack.Enabled,
 		Backend:   c.Notrack.Backend,

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"net/netip"
@@ -41,14 +42,14 @@ func scalar[T any](dst *T, allowed string, parse func(string) (T, error), tags .
 
 // because adds err to what is allowed, unless err is errPlain.
 func because(allowed string, err error) string {
-	if err == errPlain {
+	if errors.Is(err, errPlain) {
 		return allowed
 	}
 	return fmt.Sprintf("%s (%v)", allowed, err)
 }
 
 // errPlain refuses a value for no reason but that it is not among the allowed.
-var errPlain = fmt.Errorf("not allowed")
+var errPlain = errors.New("not allowed")
 
 var decimal = regexp.MustCompile(`^(0|[1-9][0-9]*)$`)
 
@@ -151,11 +152,11 @@ func unicast(a netip.Addr) error {
 	case a.Is4In6():
 		return fmt.Errorf("write %s", a.Unmap())
 	case a.IsUnspecified():
-		return fmt.Errorf("not the wildcard")
+		return errors.New("not the wildcard")
 	case a.IsMulticast():
-		return fmt.Errorf("not a multicast address")
+		return errors.New("not a multicast address")
 	case a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		return fmt.Errorf("not the broadcast address")
+		return errors.New("not the broadcast address")
 	}
 	return nil
 }
@@ -172,7 +173,7 @@ func listenAddr(s string) (netip.Addr, error) {
 	if a.Is6() && a.IsLinkLocalUnicast() {
 		// fe80::/10 means nothing without an interface, and a pod's
 		// resolv.conf cannot name the node's.
-		return a, fmt.Errorf("not one of fe80::/10, take a unique local one")
+		return a, errors.New("not one of fe80::/10, take a unique local one")
 	}
 	if a.Zone() != "" {
 		return a, fmt.Errorf("without %%%s", a.Zone())
@@ -192,7 +193,7 @@ func serverAddr(s string) (netip.AddrPort, error) {
 	}
 	a := ap.Addr()
 	if ap.Port() == 0 {
-		return ap, fmt.Errorf("not port 0")
+		return ap, errors.New("not port 0")
 	}
 	if err := unicast(a); err != nil {
 		return ap, err
@@ -267,9 +268,9 @@ func device(s string) (string, error) {
 	case len(s) > 15 || !deviceName.MatchString(s):
 		return "", errPlain
 	case s == "nodelocaldns":
-		return "", fmt.Errorf("not nodelocaldns: the node-local-dns DaemonSet deletes that one when it exits")
+		return "", errors.New("not nodelocaldns: the node-local-dns DaemonSet deletes that one when it exits")
 	case s == "lo":
-		return "", fmt.Errorf("not lo: linkType: lo puts the addresses there")
+		return "", errors.New("not lo: linkType: lo puts the addresses there")
 	}
 	return s, nil
 }

@@ -1,0 +1,192 @@
+package main
+
+// The only file that opens what is outside this process: netlink and the
+// rest of the node, the sockets systemd hands over, systemd's notify socket,
+// the ports of HTTP endpoints, other processes' entries in /proc.
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
+
+	"nodelocaldns/cmd/nodelocaldns/internal/config"
+	"nodelocaldns/dnscache"
+	"nodelocaldns/host"
+)
+
+// node is this node with the runtime plan of cfg.
+func (a *app) node(cfg config.Config, log *slog.Logger) (*host.Node, error) {
+	deps, err := host.SystemDeps(log)
+	if err != nil {
+		return nil, err
+	}
+	deps.RunDir, deps.StateDir = a.runDir, a.stateDir
+	return host.New(cfg.Host(), deps)
+}
+
+// privileged says whether this process may change the node at all: found out
+// before anything is recorded or written.
+func privileged() error {
+	var caps [2]unix.CapUserData // version 3 of the interface has 64 bits in two words
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	if err := unix.Capget(&header, &caps[0]); err != nil {
+		return fmt.Errorf("reading our capabilities: %w", err)
+	}
+	if caps[0].Effective&(1<<unix.CAP_NET_ADMIN) == 0 {
+		return fmt.Errorf("changing the node: %w", syscall.EPERM)
+	}
+	return nil
+}
+
+// resolvConfs are where the node's own resolvers are named. systemd-resolved's
+// list of real servers comes first: with it, /etc/resolv.conf names its stub.
+var resolvConfs = []string{"/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"}
+
+func newResolver(cfg dnscache.Config, log *slog.Logger, packets []*net.UDPConn, streams []*net.TCPListener) (resolver, error) {
+	return dnscache.New(cfg, dnscache.Deps{Log: log, Packets: packets, Streams: streams, ResolvConf: resolvConfs})
+}
+
+// adopt takes over the sockets systemd opened for us, if any. One that is not
+// at an address of listen is closed: we answer only where we were asked to.
+func adopt(listen []netip.AddrPort, log *slog.Logger) ([]*net.UDPConn, []*net.TCPListener) {
+	var packets []*net.UDPConn
+	var streams []*net.TCPListener
+	have := map[string]bool{}
+	for _, f := range activation.Files(true) {
+		conn, at := adopted(f)
+		_ = f.Close() // conn is a copy
+		if conn == nil {
+			log.Warn("closing a handed over file that is no UDP or listening TCP socket", "file", f.Name())
+			continue
+		}
+		if !slices.Contains(listen, at) {
+			log.Warn("closing a handed over socket whose address is not in the configuration", "address", at)
+			_ = conn.Close()
+			continue
+		}
+		switch c := conn.(type) {
+		case *net.UDPConn:
+			packets = append(packets, c)
+			have["udp "+at.String()] = true
+		case *net.TCPListener:
+			streams = append(streams, c)
+			have["tcp "+at.String()] = true
+		}
+	}
+	if len(have) > 0 {
+		for _, at := range listen {
+			for _, proto := range []string{"udp", "tcp"} {
+				if !have[proto+" "+at.String()] {
+					log.Warn("no socket was handed over for a configured address: nobody answers there", "proto", proto, "address", at)
+				}
+			}
+		}
+	}
+	return packets, streams
+}
+
+// adopted is f as a *net.UDPConn or *net.TCPListener, and its address.
+func adopted(f *os.File) (interface{ Close() error }, netip.AddrPort) {
+	if pc, err := net.FilePacketConn(f); err == nil {
+		if udp, ok := pc.(*net.UDPConn); ok {
+			return udp, unmapped(udp.LocalAddr().(*net.UDPAddr).AddrPort())
+		}
+		_ = pc.Close()
+	}
+	if l, err := net.FileListener(f); err == nil {
+		if tcp, ok := l.(*net.TCPListener); ok {
+			return tcp, unmapped(tcp.Addr().(*net.TCPAddr).AddrPort())
+		}
+		_ = l.Close()
+	}
+	return nil, netip.AddrPort{}
+}
+
+func unmapped(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+}
+
+// notify tells systemd, if it started us and wants to know.
+func notify(states ...string) {
+	_, _ = daemon.SdNotify(false, strings.Join(states, "\n"))
+}
+
+// monotonic is what systemd wants beside RELOADING=1: when that began.
+func monotonic() string { return daemon.SdNotifyMonotonicUsec() }
+
+// watchdogInterval is how often systemd wants to hear from us, 0 for never.
+func watchdogInterval() time.Duration {
+	every, err := daemon.SdWatchdogEnabled(false)
+	if err != nil {
+		return 0
+	}
+	return every
+}
+
+// listenTCP listens where an HTTP endpoint is served.
+func listenTCP(addr string) (net.Listener, error) {
+	l, err := net.Listen("tcp", addr)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		if _, port, serr := net.SplitHostPort(addr); serr == nil {
+			if n, perr := strconv.ParseUint(port, 10, 16); perr == nil {
+				err = explainBind(err, uint16(n))
+			}
+		}
+	}
+	return l, err
+}
+
+// portHolders are the processes that listen on port over UDP or TCP, such as
+// "dnsmasq (pid 7)", as far as this process may look.
+func portHolders(port uint16) []string {
+	inodes := map[string]bool{}
+	for _, table := range []string{"udp", "udp6", "tcp", "tcp6"} {
+		f, err := os.Open("/proc/net/" + table)
+		if err != nil {
+			continue
+		}
+		for lines := bufio.NewScanner(f); lines.Scan(); {
+			// sl local rem state queues timer retransmits uid timeout inode:
+			// addresses in hexadecimal, 0A is LISTEN.
+			w := strings.Fields(lines.Text())
+			if len(w) < 10 || !strings.HasSuffix(w[1], fmt.Sprintf(":%04X", port)) || strings.HasPrefix(table, "tcp") && w[3] != "0A" {
+				continue
+			}
+			inodes["socket:["+w[9]+"]"] = true
+		}
+		_ = f.Close()
+	}
+	if len(inodes) == 0 {
+		return nil
+	}
+	var holders []string
+	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
+	for _, fd := range fds {
+		if target, err := os.Readlink(fd); err != nil || !inodes[target] {
+			continue
+		}
+		pid := strings.Split(fd, "/")[2]
+		comm, err := os.ReadFile("/proc/" + pid + "/comm")
+		if err != nil {
+			continue
+		}
+		if who := fmt.Sprintf("%s (pid %s)", strings.TrimSpace(string(comm)), pid); !slices.Contains(holders, who) {
+			holders = append(holders, who)
+		}
+	}
+	return holders
+}

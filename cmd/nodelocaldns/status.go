@@ -1,0 +1,175 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"nodelocaldns/host"
+	"nodelocaldns/host/engine"
+)
+
+// watchEvery is the pace of status --watch.
+const watchEvery = 2 * time.Second
+
+// statusJSON is the shape of status --json.
+type statusJSON struct {
+	Drift    bool           `json:"drift"` // somebody else changed something of ours
+	Off      bool           `json:"off"`   // a rollback was asked for: guard leaves the node alone
+	Steps    []statusStep   `json:"steps"`
+	Resolver resolverStatus `json:"resolver"`
+}
+
+type statusStep struct {
+	Name  string     `json:"name"`
+	State string     `json:"state"` // as stateOf
+	Why   string     `json:"why"`
+	Ours  bool       `json:"ours"`
+	Since *time.Time `json:"since"` // null if it is not ours
+	Drift bool       `json:"drift"`
+}
+
+func (a *app) statusCommand() *cobra.Command {
+	var asJSON, watch bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "what is ours, since when, what drifted; the resolver's figures",
+		Long: `What is ours, since when, what drifted; the resolver's figures.
+Exit 0: as we left it; 3: something drifted; 1: an error, or something is
+blocked or cannot be seen. With --watch, 0 when interrupted.`,
+		Args: args(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := a.running(cmd); err != nil {
+				return err
+			}
+			cfg, err := a.config()
+			if err != nil {
+				return err
+			}
+			node, err := a.node(cfg, a.logger())
+			if err != nil {
+				return err
+			}
+			if watch {
+				return a.watchStatus(cmd.Context(), node, asJSON)
+			}
+			return a.status(cmd.Context(), node, asJSON, false)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON; with --watch, one line each time")
+	cmd.Flags().BoolVar(&watch, "watch", false, fmt.Sprintf("again every %s, until interrupted", watchEvery))
+	return cmd
+}
+
+func (a *app) watchStatus(ctx context.Context, node *host.Node, asJSON bool) error {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		if !asJSON {
+			a.print("%s\n", time.Now().Format(time.DateTime))
+		}
+		if err := a.status(ctx, node, asJSON, true); err != nil && ctx.Err() == nil {
+			a.exit(err)
+		}
+		if !asJSON {
+			a.print("\n")
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// status prints once how things are. What is wrong with the node is an error
+// or the exit code of a difference.
+func (a *app) status(ctx context.Context, node *host.Node, asJSON, compact bool) error {
+	all, err := node.Check(ctx)
+	if all == nil && err != nil {
+		return err
+	}
+	off, oerr := node.Off()
+	out := statusOf(all, off, askControl(ctx, a.runDir))
+	if asJSON {
+		if err := a.json(out, compact); err != nil {
+			return err
+		}
+	} else {
+		a.printStatus(out, time.Now())
+	}
+	if err := errors.Join(err, oerr, a.troubles(all)); err != nil {
+		return err
+	}
+	if out.Drift {
+		return differ(exitDiffer)
+	}
+	return nil
+}
+
+func statusOf(all []engine.Status, off bool, rs resolverStatus) statusJSON {
+	out := statusJSON{Off: off, Steps: []statusStep{}, Resolver: rs}
+	for _, st := range all {
+		s := statusStep{Name: st.Name, State: stateOf(st), Why: st.Why, Ours: st.Ours, Drift: st.Drift}
+		if st.Ours {
+			s.Since = &st.Since
+		}
+		out.Drift = out.Drift || st.Drift
+		out.Steps = append(out.Steps, s)
+	}
+	return out
+}
+
+func (a *app) printStatus(s statusJSON, now time.Time) {
+	var rows [][]string
+	for _, st := range s.Steps {
+		state, ours := st.State, "not ours"
+		if st.Drift {
+			state = "drift"
+		}
+		if st.Ours {
+			ours = "ours for " + ago(now.Sub(*st.Since))
+		}
+		rows = append(rows, []string{state, st.Name, ours, st.Why})
+	}
+	a.table(rows, 1)
+	if s.Off {
+		a.print("off: a rollback was asked for, guard leaves the node alone until the next apply\n")
+	}
+	a.printResolver(s.Resolver)
+}
+
+func (a *app) printResolver(r resolverStatus) {
+	if !r.Running {
+		a.print("resolver: %s\n", r.Why)
+		return
+	}
+	listen := make([]string, len(r.Config.Listen))
+	for i, l := range r.Config.Listen {
+		listen[i] = l.String()
+	}
+	a.print("resolver: serving %s for %s, pid %d\n", strings.Join(listen, " "), ago(time.Duration(*r.Uptime)*time.Second), r.PID)
+	q, c := r.Queries, r.Cache
+	a.table([][]string{
+		{"  queries", fmt.Sprintf("%d udp, %d tcp; %d timed out, %d malformed, %d looped, %d shed, %d dropped by full sockets", q.UDP, q.TCP, q.Timeouts, q.Malformed, q.Loops, q.Shed, q.SocketDrops)},
+		{"  cache", fmt.Sprintf("%s hits; %d entries in %s of %s; %d evicted", percent(c.Hits, c.Hits+c.Misses), c.Entries, ibytes(c.Bytes), ibytes(c.MaxBytes), c.Evictions)},
+	}, 1)
+	var rows [][]string
+	for _, u := range r.Upstreams {
+		health := "up"
+		if u.Down {
+			health = "down"
+		}
+		mean := time.Duration(u.Mean * float64(time.Second)).Round(10 * time.Microsecond)
+		rows = append(rows, []string{"  upstream", u.Server.String(), u.Proto, health, fmt.Sprintf("%d asked, %d without a reply, %s on average", u.Queries, u.Errors, mean)})
+	}
+	a.table(rows, 1)
+}
