@@ -13,7 +13,6 @@ MAKEFLAGS   += --no-print-directory
 # and then there is no version to be had.
 BUILDVCS    := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo false)
 BUILD       := CGO_ENABLED=0 go build -trimpath -buildvcs=$(BUILDVCS)
-GOLANGCI    := go tool -modfile=test/tools/lint/go.mod golangci-lint
 FUZZTIME    ?= 1m
 KEEP        ?=
 
@@ -43,7 +42,6 @@ check: ## does what CI does: lint, run and test, where a skipped test is a failu
 lint: ## checks Go, shell and YAML files; every finding is an error
 	@test/setup.sh lint
 	test/lint
-	$(GOLANGCI) run ./...
 
 fuzz: ## runs every fuzz target for FUZZTIME=1m
 	@test/fuzz $(FUZZTIME)
