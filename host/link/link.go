@@ -274,7 +274,9 @@ func (l *Link) changes(v view) []change {
 		for _, a := range missing(l.cfg.Addrs, v.onLo) {
 			add(func() error { return l.nl.AddrReplace(v.lo, address(a, true)) }, "+ %s on lo", prefix(a))
 		}
-		l.clearLo(v, l.cfg.Addrs, add)
+		for _, a := range missing(v.ourLo(l.cfg.Held), l.cfg.Addrs) {
+			add(func() error { return l.nl.AddrDel(v.lo, address(a, true)) }, "- %s on lo", prefix(a))
+		}
 		if v.ours {
 			add(func() error { return l.nl.LinkDel(v.dev) }, "- device %s (%s)", name, v.dev.Type())
 		}
@@ -305,17 +307,10 @@ func (l *Link) changes(v view) []change {
 			add(func() error { return l.nl.AddrDel(v.dev, address(a, false)) }, "- %s on %s", prefix(a), name)
 		}
 	}
-	if dev != nil { // until there is a device we cannot know that lo is not it
-		l.clearLo(v, nil, add)
+	for _, a := range v.ourLo(l.cfg.Held) {
+		add(func() error { return l.leaveLo(a) }, "- %s on lo", prefix(a))
 	}
 	return out
-}
-
-// clearLo removes from lo what is ours and not in keep.
-func (l *Link) clearLo(v view, keep []netip.Addr, add func(func() error, string, ...any)) {
-	for _, a := range missing(v.ourLo(l.cfg.Held), keep) {
-		add(func() error { return l.nl.AddrDel(v.lo, address(a, true)) }, "- %s on lo", prefix(a))
-	}
 }
 
 // ourLo is what is on lo and ours: by its label, or by the record.
@@ -385,6 +380,18 @@ func (l *Link) hold(a netip.Addr) error {
 		return nil
 	}
 	return l.nl.AddrReplace(v.lo, address(a, true))
+}
+
+// leaveLo takes a from lo, unless create found no device and lo is its place.
+func (l *Link) leaveLo(a netip.Addr) error {
+	v, err := l.look()
+	if err != nil {
+		return err
+	}
+	if !v.ours && slices.Contains(l.cfg.Addrs, a) {
+		return nil
+	}
+	return l.nl.AddrDel(v.lo, address(a, true))
 }
 
 // held is the view in the form of a record.
