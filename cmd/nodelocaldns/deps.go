@@ -126,7 +126,7 @@ func notify(states ...string) {
 }
 
 // monotonic is what systemd wants beside RELOADING=1: when that began.
-func monotonic() string { return daemon.SdNotifyMonotonicUsec() }
+func monotonic() string { return strings.TrimSpace(daemon.SdNotifyMonotonicUsec()) }
 
 // watchdogInterval is how often systemd wants to hear from us, 0 for never.
 func watchdogInterval() time.Duration {

@@ -132,7 +132,7 @@ func (a *app) serve(ctx context.Context) error {
 		case err := <-resolved:
 			resolved <- err
 			if ctx.Err() == nil {
-				return fmt.Errorf("serving ended by itself: %w", err)
+				return errors.Join(errors.New("the resolver ended by itself"), err)
 			}
 		case <-tick.C:
 			notify("STATUS=" + s.line())
