@@ -127,21 +127,27 @@ func (s *Server) fly(fl *flight) {
 }
 
 // land keeps the entry and gives it to those who still wait. A second landing
-// has nobody left to tell; with a failure it does nothing at all.
+// has nobody left to tell, and may find an answer that another flight brought:
+// it only ever adds one. What servers say that a reload has replaced meanwhile
+// is not kept.
 func (s *Server) land(fl *flight, e *cache.Entry, failure bool) {
 	f := &s.flights
 	f.mu.Lock()
 	waiters := fl.waiters
-	if failure && waiters == nil {
+	late := waiters == nil
+	if late && e.Class() != cache.Success && e.Class() != cache.Denial {
 		f.mu.Unlock()
 		return
 	}
-	if waiters != nil {
+	if !late {
 		defer f.waiting.Done()
 	}
 	fl.waiters = nil
 	// Kept before the flight is gone, so that nobody can miss both.
-	s.cache.Put(e)
+	name, _ := wire.SplitKey(fl.key)
+	if s.state.Load().routes.find(name) == fl.route {
+		s.cache.Put(e)
+	}
 	if f.byKey[string(fl.key)] == fl {
 		delete(f.byKey, string(fl.key))
 	}

@@ -23,7 +23,7 @@ import (
 // once.
 type loopProbe struct {
 	zone   []byte                 // wire form; for the root another name, see loopLabel
-	key    atomic.Pointer[string] // of the probe under way
+	name   atomic.Pointer[string] // of the probe under way, in wire form
 	seen   atomic.Bool
 	closed atomic.Bool // the route leads back to us
 }
@@ -58,10 +58,13 @@ func isLoopProbe(key []byte) bool {
 // loopID is how many random bytes a probe's name has.
 const loopID = 8
 
-// met reports whether key is that of the probe under way, which has then gone
-// round.
+// met reports whether key is for the name of the probe under way, which has
+// then gone round. The rest of the key is what others made of it on the way:
+// a validating forwarder sets CD and DO, one that minimises names asks for
+// another type.
 func (p *loopProbe) met(key []byte) bool {
-	if under := p.key.Load(); under != nil && *under == string(key) {
+	name, _ := wire.SplitKey(key)
+	if under := p.name.Load(); under != nil && *under == string(name) {
 		p.seen.Store(true)
 		return true
 	}
@@ -84,13 +87,14 @@ func (s *Server) probeLoop(ctx context.Context, rt *route) {
 	if len(q.Name()) > wire.MaxName {
 		return // a stub domain too long to have such a name
 	}
-	key := string(wire.AppendKey(nil, &q))
+	key := wire.AppendKey(nil, &q)
+	name := string(q.Name())
 	rt.loop.seen.Store(false)
-	rt.loop.key.Store(&key)
+	rt.loop.name.Store(&name)
 	ctx, cancel := context.WithTimeout(ctx, loopBudget)
 	defer cancel()
-	_, err := rt.group.Exchange(ctx, []byte(key))
-	rt.loop.key.Store(nil)
+	_, err := rt.group.Exchange(ctx, key)
+	rt.loop.name.Store(nil)
 	seen := rt.loop.seen.Load()
 	if !seen && err != nil {
 		return // nobody answered: nothing was learnt

@@ -214,7 +214,10 @@ func (s *Server) Reload(cfg Config) error {
 // replace puts a new state in place of the old one. s.reload is held.
 func (s *Server) replace(cfg Config, node []netip.AddrPort) {
 	old := s.state.Load()
-	s.state.Store(&state{cfg, node, newRoutes(cfg, node, s.exchanger, &s.upstreams, s.wallClock)})
+	st := &state{cfg, node, newRoutes(cfg, node, s.exchanger, &s.upstreams, s.wallClock)}
+	s.flights.mu.Lock() // between what lands by the old state and what by the new
+	s.state.Store(st)
+	s.flights.mu.Unlock()
 	if !sameServers(old.cfg, cfg) || !slices.Equal(old.node, node) {
 		s.cache.Flush() // another server may know better
 	}

@@ -57,8 +57,7 @@ func New(limits [Zones]Limit, maxBytes int64) *Cache {
 	return c
 }
 
-// SetLimits changes the caps. What is over them goes with the next entries
-// that come.
+// SetLimits changes the caps, and evicts what is over them.
 func (c *Cache) SetLimits(limits [Zones]Limit, maxBytes int64) {
 	for z, l := range limits {
 		c.limits[2*z].Store(int64(l.Success))
@@ -66,6 +65,9 @@ func (c *Cache) SetLimits(limits [Zones]Limit, maxBytes int64) {
 	}
 	c.limits[failurePool].Store(maxFailures)
 	c.maxBytes.Store(maxBytes)
+	for pool := range pools {
+		c.shrink(0, pool, nil)
+	}
 }
 
 // Get returns the entry of a key, fresh or not, or nil. It does not allocate.
@@ -105,11 +107,16 @@ func (c *Cache) Put(e *Entry) {
 	c.counts[pool].Add(1)
 	c.bytes.Add(e.cost())
 	s.mu.Unlock()
+	c.shrink(at, pool, e)
+}
 
-	// Shards are tried from this one on, so that the lists shrink evenly, and
-	// once each, so that the loops end whatever others put in meanwhile.
+// shrink evicts what is over the cap of a pool, but not keep, and then what is
+// over the budget. Shards are tried from one on, so that the lists shrink
+// evenly, and once each, so that the loops end whatever others put in
+// meanwhile.
+func (c *Cache) shrink(at, pool int, keep *Entry) {
 	for i := 0; i < shards && c.counts[pool].Load() > c.limits[pool].Load(); {
-		if !c.evict(&c.shards[(at+i)%shards], pool, e) {
+		if !c.evict(&c.shards[(at+i)%shards], pool, keep) {
 			i++
 		}
 	}

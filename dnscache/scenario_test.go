@@ -1,0 +1,405 @@
+package dnscache
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/binary"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/txtar"
+
+	"nodelocaldns/dnscache/cache"
+	"nodelocaldns/dnscache/dnstest"
+	"nodelocaldns/dnscache/upstream"
+	"nodelocaldns/dnscache/wire"
+)
+
+var update = flag.Bool("update", false, "write what happened into testdata/scenario, to be read before it is committed")
+
+// Every file in testdata/scenario is one behaviour of the resolver: how it is
+// configured, what upstream answers, and the conversation. Under each line of
+// the conversation stands what then happens, and when, on a fake clock:
+//
+//	ask NAME TYPE [WORD...]    a client asks (dnstest.ParseAsk)
+//	wait DURATION              time passes
+//	reload [LINE]              with LINE added to the configuration
+//	upstream [NAME]            follows the script of that name from now on
+//	resolv.conf [ADDRESS...]   the node's file is rewritten
+//	watch loops|resolv.conf    the server's watchers run from now on
+//	stats                      the counters that are not 0
+func TestConversations(t *testing.T) {
+	files, err := filepath.Glob("testdata/scenario/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scenarios: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ar := txtar.Parse(data)
+			resolvConf := filepath.Join(t.TempDir(), "resolv.conf")
+			synctest.Test(t, func(t *testing.T) {
+				for i := range ar.Files {
+					if ar.Files[i].Name == "conversation" {
+						ar.Files[i].Data = converse(t, ar, resolvConf, ar.Files[i].Data)
+					}
+				}
+			})
+			got := txtar.Format(ar)
+			if *update {
+				if err := os.WriteFile(file, got, 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if diff := gocmp.Diff(strings.Split(string(data), "\n"), strings.Split(string(got), "\n")); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
+// A conversation is one scenario being played.
+type conversation struct {
+	t          *testing.T
+	s          *Server
+	cfg        Config
+	ar         *txtar.Archive
+	up         *dnstest.Upstream
+	resolvConf string
+	start      time.Time
+	ctx        context.Context
+	counters   *counters
+
+	mu     sync.Mutex
+	events []event
+}
+
+type event struct {
+	at   time.Duration
+	text string
+	n    int
+}
+
+// happened notes an event. Equal ones that happen at one time are counted.
+func (c *conversation) happened(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	at := time.Since(c.start)
+	for i := range c.events {
+		if e := &c.events[i]; e.at == at && e.text == text {
+			e.n++
+			return
+		}
+	}
+	c.events = append(c.events, event{at, text, 1})
+}
+
+// took returns what happened since it was last called.
+func (c *conversation) took() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var b strings.Builder
+	for _, e := range c.events {
+		times := ""
+		if e.n > 1 {
+			times = fmt.Sprintf("%d× ", e.n)
+		}
+		fmt.Fprintf(&b, "\t%v %s%s\n", e.at, times, strings.ReplaceAll(e.text, "\n", "\n\t\t"))
+	}
+	c.events = nil
+	return b.String()
+}
+
+func section(ar *txtar.Archive, name string) string {
+	for _, f := range ar.Files {
+		if f.Name == name {
+			return string(f.Data)
+		}
+	}
+	return ""
+}
+
+var kubeDNS = netip.MustParseAddrPort("10.96.0.10:53")
+
+// converse plays a scenario and returns its conversation with what happened.
+func converse(t *testing.T, ar *txtar.Archive, resolvConf string, script []byte) []byte {
+	c := &conversation{t: t, ar: ar, resolvConf: resolvConf, cfg: testConfig(kubeDNS), start: time.Now()}
+	for line := range strings.Lines(section(ar, "config")) {
+		c.configure(strings.Fields(line))
+	}
+	var err error
+	if c.up, err = dnstest.ParseUpstream(section(ar, "upstream")); err != nil {
+		t.Fatal(err)
+	}
+	c.up.Asked = func(server netip.AddrPort, proto string, query []byte) {
+		c.happened("asks %s over %s: %s", server.Addr(), proto, format(t, query))
+	}
+	c.up.Resolve = c.resolve
+	if file := section(ar, "resolv.conf"); file != "" {
+		c.write(file)
+	}
+	c.s, err = New(c.cfg, Deps{
+		Log:        slog.New(slog.DiscardHandler),
+		ResolvConf: []string{resolvConf},
+		Random:     bytes.NewReader(bytes.Repeat([]byte{0xAB}, 1<<16)),
+		Exchanger: func(server netip.AddrPort, p Proto) upstream.Exchanger {
+			return c.up.Exchanger(server, p.String())
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.counters = &c.s.streamC
+	var stop context.CancelFunc
+	c.ctx, stop = context.WithCancel(t.Context())
+
+	var out strings.Builder
+	for line := range strings.Lines(string(script)) {
+		if line[0] == '\t' {
+			continue // what is to happen, as opposed to what does
+		}
+		out.WriteString(line)
+		if words := strings.Fields(line); len(words) > 0 && words[0] != "#" {
+			c.do(words)
+			synctest.Wait()
+			out.WriteString(c.took())
+		}
+	}
+	stop()
+	c.s.flights.waiting.Wait()
+	c.s.stop()
+	c.s.flights.running.Wait()
+	synctest.Wait()
+	if left := c.took(); left != "" {
+		t.Errorf("behind the end of the conversation:\n%s", left)
+	}
+	return []byte(out.String())
+}
+
+func (c *conversation) do(words []string) {
+	c.t.Helper()
+	switch rest := words[1:]; words[0] {
+	case "ask":
+		a, err := dnstest.ParseAsk(rest)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		for range a.Times {
+			c.ask(a)
+		}
+	case "wait":
+		d, err := time.ParseDuration(rest[0])
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		time.Sleep(d)
+	case "reload":
+		c.configure(rest)
+		if err := c.s.Reload(c.cfg); err != nil {
+			c.happened("error: %v", err)
+		}
+	case "upstream":
+		if err := c.up.Follow(section(c.ar, cmp.Or(strings.Join(rest, " "), "upstream"))); err != nil {
+			c.t.Fatal(err)
+		}
+	case "resolv.conf":
+		var b strings.Builder
+		for _, a := range rest {
+			b.WriteString("nameserver " + a + "\n")
+		}
+		c.write(b.String())
+	case "watch":
+		watchers := map[string]func(context.Context){"loops": c.s.watchLoops, "resolv.conf": c.s.watchResolvConf, "expired": c.s.sweep}
+		go watchers[rest[0]](c.ctx)
+	case "stats":
+		c.happened("%s", c.stats())
+	default:
+		c.t.Fatalf("unknown word %q", words[0])
+	}
+}
+
+func (c *conversation) write(resolvConf string) {
+	if err := os.WriteFile(c.resolvConf, []byte(resolvConf), 0o600); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// configure reads one line of the configuration.
+func (c *conversation) configure(words []string) {
+	if len(words) == 0 {
+		return
+	}
+	zones := map[string]*Zone{"cluster": &c.cfg.Cluster, "reverse": &c.cfg.Reverse, "external": &c.cfg.External}
+	addrs := func(from int) (out []netip.AddrPort) {
+		for _, w := range words[from:] {
+			out = append(out, netip.AddrPortFrom(netip.MustParseAddr(w), 53))
+		}
+		return out
+	}
+	var err error
+	switch {
+	case words[0] == "kube-dns":
+		c.cfg.ClusterDNS = addrs(1)
+	case words[0] == "upstreams" && words[1] == "node":
+		c.cfg.Upstreams = Upstreams{Source: NodeResolvers}
+	case words[0] == "upstreams":
+		c.cfg.Upstreams = Upstreams{Source: ServerList, Servers: addrs(1)}
+	case words[0] == "stub":
+		c.cfg.StubDomains = append(c.cfg.StubDomains, StubDomain{words[1], addrs(2)})
+	case words[0] == "bytes":
+		c.cfg.MaxBytes, err = strconv.ParseInt(words[1], 10, 64)
+	case len(words) == 4 && zones[words[0]] != nil:
+		l := Limits{}
+		if l.Entries, err = strconv.Atoi(words[2]); err == nil {
+			l.MaxTTL, err = time.ParseDuration(words[3])
+		}
+		if words[1] == "success" {
+			zones[words[0]].Success = l
+		} else {
+			zones[words[0]].Denial = l
+		}
+	default:
+		c.t.Fatalf("unknown line of configuration: %q", words)
+	}
+	if err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// ask is one client's packet, on the path of the server's readers.
+func (c *conversation) ask(a dnstest.Ask) {
+	limit := 0
+	if a.TCP {
+		limit = wire.MaxMessage
+	}
+	var q question
+	reply, outcome := c.s.answer(c.counters, &q, a.Packet, make([]byte, 0, wire.MaxUDP), limit, c.s.now())
+	switch outcome {
+	case replied:
+		c.reply(a.Packet, reply, limit)
+	case dropped:
+		c.happened("dropped")
+	case deferred:
+		c.s.join(q.key, &q.query, &client4test{c, a.Packet, limit, nil})
+	}
+}
+
+// A client4test waits for its reply.
+type client4test struct {
+	c     *conversation
+	query []byte
+	limit int
+	got   chan []byte
+}
+
+func (p *client4test) deliver(q *wire.Query, e *cache.Entry, now time.Duration) {
+	limit := p.limit
+	if limit == 0 {
+		limit = q.Limit()
+	}
+	reply := p.c.counters.send(nil, q, e, now, limit)
+	if p.got != nil {
+		p.got <- reply
+		return
+	}
+	p.c.reply(p.query, reply, p.limit)
+}
+
+// reply notes a reply, and checks what holds for all of them.
+func (c *conversation) reply(query, reply []byte, limit int) {
+	var q wire.Query
+	wire.ParseQuery(query, &q)
+	if limit == 0 {
+		limit = q.Limit()
+	}
+	if len(reply) > limit {
+		c.t.Errorf("reply of %d bytes to a client that takes %d", len(reply), limit)
+	}
+	if !bytes.Equal(reply[:2], query[:2]) || binary.BigEndian.Uint16(reply[4:]) != 1 ||
+		!bytes.Equal(reply[wire.HeaderLen:wire.HeaderLen+len(q.Question)], q.Question) {
+		c.t.Errorf("reply with another id or question: %x to %x", reply, query)
+	}
+	c.happened("replies: %s", format(c.t, reply))
+}
+
+// resolve is the resolver as an upstream of itself.
+func (c *conversation) resolve(ctx context.Context, query []byte) ([]byte, error) {
+	var q question
+	reply, outcome := c.s.answer(c.counters, &q, query, nil, wire.MaxMessage, c.s.now())
+	if outcome == replied {
+		return reply, nil
+	}
+	p := &client4test{c, query, wire.MaxMessage, make(chan []byte, 1)}
+	c.s.join(q.key, &q.query, p)
+	select {
+	case reply := <-p.got:
+		return reply, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+func format(t *testing.T, packet []byte) string {
+	t.Helper()
+	s, err := dnstest.Format(packet)
+	if err != nil {
+		t.Error(err)
+	}
+	return s
+}
+
+// stats is the counters that are not 0, on a line each for zones and servers.
+func (c *conversation) stats() string {
+	st := c.s.Stats()
+	var b strings.Builder
+	b.WriteString("stats:")
+	add := func(name string, n int64) {
+		if n != 0 {
+			fmt.Fprintf(&b, " %s=%d", name, n)
+		}
+	}
+	add("joined", int64(st.FlightsJoined))
+	add("flights", st.Flights)
+	add("timeouts", int64(st.Timeouts))
+	add("shed", int64(st.Shed))
+	add("loops", int64(st.Loops))
+	add("evictions", int64(st.Evictions))
+	for z, name := range ZoneKinds {
+		cs := st.Cache[z]
+		if cs != (CacheStats{}) {
+			b.WriteString("\n" + name)
+			add("hits", int64(cs.Hits))
+			add("misses", int64(cs.Misses))
+			add("success", cs.Success)
+			add("denial", cs.Denial)
+		}
+	}
+	for _, u := range st.Upstreams {
+		if u.Queries > 0 {
+			fmt.Fprintf(&b, "\n%s over %s", u.Server.Addr(), u.Proto)
+			add("queries", int64(u.Queries))
+			add("errors", int64(u.Errors))
+			if u.Down {
+				b.WriteString(" down")
+			}
+		}
+	}
+	return b.String()
+}
