@@ -46,8 +46,11 @@ func listenControl(dir string) (net.Listener, error) {
 	case err == nil:
 		_ = conn.Close()
 		return nil, &takenError{path}
-	case errors.Is(err, syscall.ECONNREFUSED): // nobody behind it
-		if err := os.Remove(path); err != nil {
+	case errors.Is(err, syscall.ECONNREFUSED): // nobody behind it, or no socket
+		if info, err := os.Lstat(path); err == nil && info.Mode().Type() != fs.ModeSocket {
+			return nil, fmt.Errorf("%s is there and is no socket", path)
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
 	case errors.Is(err, fs.ErrNotExist):

@@ -22,7 +22,6 @@ nothing away when it ends: pods keep the address as long as they live.`,
 				if once {
 					return g.Once(ctx)
 				}
-				context.AfterFunc(ctx, func() { notify("STOPPING=1") })
 				go func() {
 					select {
 					case <-ctx.Done():
@@ -30,7 +29,9 @@ nothing away when it ends: pods keep the address as long as they live.`,
 						notify("READY=1", "STATUS="+g.String())
 					}
 				}()
-				return g.Run(ctx)
+				err := g.Run(ctx)
+				notify("STOPPING=1")
+				return err
 			})
 		},
 	}

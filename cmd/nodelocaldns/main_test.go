@@ -50,6 +50,13 @@ func TestScript(t *testing.T) {
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
+		Setup: func(env *testscript.Env) error {
+			// With the race detector a process waits a second before it
+			// exits, for races that are just being reported; -race finds
+			// them in the next of these many processes.
+			env.Setenv("GORACE", "atexit_sleep_ms=0 exitcode=66")
+			return nil
+		},
 		Condition: func(cond string) (bool, error) {
 			if cond != "netns" {
 				return false, fmt.Errorf("unknown condition %q", cond)

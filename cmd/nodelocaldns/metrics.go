@@ -168,8 +168,11 @@ func cumulative(latency []uint64) (buckets map[float64]uint64, count uint64) {
 
 // rcodeName is the name of a response code; the last of n counts all above.
 func rcodeName(code, n int) string {
-	if code == n-1 {
+	switch code {
+	case n - 1:
 		return "other"
+	case dns.RcodeBadVers: // TSIG's BADSIG to the library: the same number
+		return "BADVERS"
 	}
 	if name, ok := dns.RcodeToString[code]; ok {
 		return strings.ToUpper(name)

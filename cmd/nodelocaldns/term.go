@@ -106,7 +106,7 @@ func (t *term) exit(err error) int {
 // each takes joined errors apart. An error that wraps a join says something
 // about all of its parts and stays whole.
 func each(err error) []error {
-	joined, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // the outermost alone is meant
+	joined, ok := err.(interface{ Unwrap() []error })
 	if !ok {
 		return []error{err}
 	}
