@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -58,12 +59,23 @@ type rig struct {
 	dir    string
 	cfg    host.Config
 	events chan struct{}
-	log    *bytes.Buffer
+	log    *logBuffer
 	orig   string
 }
 
+// volatile is a directory in memory where there is one: thousands of journals
+// are synced to it, and nothing of them has to last.
+func volatile(t *testing.T) string {
+	dir, err := os.MkdirTemp("/dev/shm", "nodelocaldns-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
 func newRig(t *testing.T) *rig {
-	r := &rig{Node: hosttest.New(), t: t, dir: t.TempDir(), cfg: config(), events: make(chan struct{}), log: &bytes.Buffer{}}
+	r := &rig{Node: hosttest.New(), t: t, dir: volatile(t), cfg: config(), events: make(chan struct{}), log: &logBuffer{}}
 	r.orig = r.String()
 	return r
 }
@@ -128,11 +140,24 @@ func (r *rig) mustBe(what, want string) {
 	}
 }
 
+// A logBuffer is written by the guard and read by the test.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
 // logged returns the log since the last call.
 func (r *rig) logged() string {
-	s := r.log.String()
-	r.log.Reset()
-	return s
+	r.log.mu.Lock()
+	defer r.log.mu.Unlock()
+	defer r.log.b.Reset()
+	return r.log.b.String()
 }
 
 func TestApplyTwiceIsApplyOnceAndRollbackRestoresTheNode(t *testing.T) {

@@ -129,7 +129,7 @@ func (l *Link) Check(context.Context) (step.Finding, error) {
 	}
 	return step.Finding{
 		State:  step.Pending,
-		Why:    strings.Join(diff, ", "),
+		Why:    fmt.Sprintf("%d changes to hold %s", len(changes), l.wanted()),
 		Diff:   strings.Join(diff, "\n"),
 		Before: before,
 		After:  after,
@@ -416,11 +416,15 @@ func (l *Link) found(v view) string {
 	if v.ours && l.cfg.Type != Lo {
 		on = fmt.Sprintf("%s (%s)", l.cfg.Name, v.dev.Type())
 	}
-	var as []string
-	for _, a := range l.cfg.Addrs {
-		as = append(as, prefix(a))
+	return l.wanted() + " on " + on
+}
+
+func (l *Link) wanted() string {
+	as := make([]string, len(l.cfg.Addrs))
+	for i, a := range l.cfg.Addrs {
+		as[i] = prefix(a)
 	}
-	return strings.Join(as, ", ") + " on " + on
+	return strings.Join(as, ", ")
 }
 
 func prefix(a netip.Addr) string { return netip.PrefixFrom(a, a.BitLen()).String() }

@@ -1,0 +1,361 @@
+package host_test
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+
+	"nodelocaldns/host"
+	"nodelocaldns/host/journal"
+	"nodelocaldns/host/notrack"
+	"nodelocaldns/host/sysctl"
+)
+
+// guarded runs the test in a bubble with a guard at work and its first pass
+// done. stop ends the guard and returns what Run returned.
+func guarded(t *testing.T, setup func(r *rig), test func(t *testing.T, r *rig, stop func() error)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		if setup != nil {
+			setup(r)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		g, done := r.node().Guard(), make(chan error)
+		go func() { done <- g.Run(ctx) }()
+		synctest.Wait()
+		select {
+		case <-g.Ready():
+		default:
+			t.Fatal("not ready after the first pass")
+		}
+		stopped := false
+		stop := func() error {
+			stopped = true
+			cancel()
+			return <-done
+		}
+		test(t, r, stop)
+		if !stopped {
+			if err := stop(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// event tells the guard of a netlink event and waits until it acted on it.
+func (r *rig) event() {
+	select {
+	case r.events <- struct{}{}:
+	case <-time.After(time.Hour):
+		r.t.Fatal("nobody listens to events")
+	}
+	synctest.Wait()
+}
+
+func after(d time.Duration) {
+	time.Sleep(d) // of the bubble's clock
+	synctest.Wait()
+}
+
+func (r *rig) deleteDevice() {
+	r.t.Helper()
+	l, err := r.Netlink().LinkByName("nodelocaldns0")
+	if err == nil {
+		err = r.Netlink().LinkDel(l)
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *rig) flushRaw() {
+	r.t.Helper()
+	x, err := r.Tables(notrack.Auto, false)
+	if err == nil {
+		err = errors.Join(x.ClearChain("raw", "PREROUTING"), x.ClearChain("raw", "OUTPUT"))
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *rig) set(key, value string) {
+	r.Lock()
+	defer r.Unlock()
+	r.Params[key] = value
+}
+
+func (r *rig) get(key string) string {
+	r.Lock()
+	defer r.Unlock()
+	return r.Params[key]
+}
+
+func TestGuardAppliesThePlanAndLeavesItInPlaceWhenItStops(t *testing.T) {
+	guarded(t, nil, func(t *testing.T, r *rig, stop func() error) {
+		for _, st := range r.check() {
+			if !st.Done {
+				t.Errorf("not applied: %+v", st)
+			}
+		}
+		want := r.String()
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		r.mustBe("after the guard stopped", want)
+		r.rollback()
+		r.mustBe("after rollback", r.orig)
+	})
+}
+
+func TestGuardRepairsTheLinkAtOnce(t *testing.T) {
+	guarded(t, nil, func(t *testing.T, r *rig, _ func() error) {
+		want := r.String()
+		began := time.Now()
+		for range 3 {
+			r.deleteDevice()
+			r.event()
+			r.mustBe("after the event", want)
+		}
+		// Only events in a row wait for one another.
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("took %v", took)
+		}
+	})
+}
+
+func TestGuardFindsALostLinkWithoutAnEvent(t *testing.T) {
+	guarded(t, nil, func(t *testing.T, r *rig, _ func() error) {
+		want := r.String()
+		r.deleteDevice()
+		after(10 * time.Second)
+		r.mustBe("after 10 s", want)
+	})
+}
+
+func TestGuardRepairsRulesWithinTenSeconds(t *testing.T) {
+	guarded(t, nil, func(t *testing.T, r *rig, _ func() error) {
+		want := r.String()
+		r.flushRaw()
+		broken := r.String()
+		after(9 * time.Second)
+		r.mustBe("after 9 s", broken)
+		after(time.Second)
+		r.mustBe("after 10 s", want)
+	})
+}
+
+func TestGuardSetsASysctlAtMostOnceAMinute(t *testing.T) {
+	guarded(t, nil, func(t *testing.T, r *rig, _ func() error) {
+		for range 3 {
+			r.set(sysctl.Max, "131072")
+			after(59 * time.Second)
+			if got := r.get(sysctl.Max); got != "131072" {
+				t.Errorf("max is %s within the minute", got)
+			}
+			after(time.Second)
+			if got := r.get(sysctl.Max); got != "1048576" {
+				t.Errorf("max is %s after a minute", got)
+			}
+		}
+	})
+}
+
+func TestGuardNeverFightsForCloseWait(t *testing.T) {
+	setup := func(r *rig) {
+		r.apply()
+		r.set(sysctl.CloseWait, "3600")
+		r.logged()
+	}
+	guarded(t, setup, func(t *testing.T, r *rig, _ func() error) {
+		after(10 * time.Minute)
+		if got := r.get(sysctl.CloseWait); got != "3600" {
+			t.Errorf("close_wait is %s", got)
+		}
+		log := r.logged()
+		if strings.Count(log, "\n") != 1 || !strings.Contains(log, "msg=drift step=sysctl/"+sysctl.CloseWait) || !strings.Contains(log, "likely=kube-proxy left=true") {
+			t.Errorf("log:\n%s", log)
+		}
+		// Whoever asks for it by hand gets it.
+		r.apply("sysctl/" + sysctl.CloseWait)
+		if got := r.get(sysctl.CloseWait); got != "15" {
+			t.Errorf("close_wait is %s after apply", got)
+		}
+	})
+}
+
+func TestDriftIsLoggedOnceWhenItBeginsAndOnceWhenItEnds(t *testing.T) {
+	guarded(t, nil, func(t *testing.T, r *rig, _ func() error) {
+		r.logged()
+		for range 5 { // somebody deletes it again and again
+			r.deleteDevice()
+			r.event()
+		}
+		if diff := cmp.Diff(`level=WARN msg=drift step=link/nodelocaldns0 found="4 changes to hold 169.254.20.10/32, fd00::a/128" `+
+			`repair="+ device nodelocaldns0 (dummy, else bridge, else lo), `+
+			`+ nodelocaldns0 up, + 169.254.20.10/32 on nodelocaldns0, + fd00::a/128 on nodelocaldns0"`+"\n", r.logged()); diff != "" {
+			t.Errorf("it began (-want +got):\n%s", diff)
+		}
+		after(time.Minute)
+		if diff := cmp.Diff("level=INFO msg=\"drift ended\" step=link/nodelocaldns0\n", r.logged()); diff != "" {
+			t.Errorf("it ended (-want +got):\n%s", diff)
+		}
+		r.set(sysctl.Max, "131072")
+		after(2 * time.Minute)
+		if diff := cmp.Diff("level=WARN msg=drift step=sysctl/"+sysctl.Max+` found="is 131072, wanted 1048576 (floor)" repair="- 131072, + 1048576" likely=kube-proxy`+"\n"+
+			`level=INFO msg="drift ended" step=sysctl/`+sysctl.Max+"\n", r.logged()); diff != "" {
+			t.Errorf("sysctl (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestGuardDoesNotRepairWhatRollbackTakesAway(t *testing.T) {
+	guarded(t, nil, func(t *testing.T, r *rig, _ func() error) {
+		r.rollback() // while the guard runs
+		r.event()
+		after(10 * time.Minute)
+		r.mustBe("long after rollback", r.orig)
+		if log := r.logged(); strings.Count(log, "msg=off") != 1 {
+			t.Errorf("log:\n%s", log)
+		}
+		r.apply()
+		want := r.String()
+		r.deleteDevice()
+		r.event()
+		r.mustBe("after apply and an event", want)
+		if log := r.logged(); !strings.Contains(log, `msg="off ended"`) {
+			t.Errorf("log:\n%s", log)
+		}
+	})
+}
+
+func TestGuardObeysTheOffSwitchWhenItStarts(t *testing.T) {
+	setup := func(r *rig) { r.rollback() }
+	guarded(t, setup, func(t *testing.T, r *rig, _ func() error) {
+		after(10 * time.Minute)
+		r.mustBe("the node", r.orig)
+		if off, err := r.node().Off(); !off || err != nil {
+			t.Errorf("off %v, %v", off, err)
+		}
+		if err := r.node().Guard().Once(t.Context()); err != nil {
+			t.Error(err)
+		}
+		r.mustBe("after guard --once", r.orig)
+	})
+}
+
+// A pass finds drift and waits for the lock; a rollback sets the off switch,
+// has the lock, and is done. The pass then gets the lock.
+func TestAPassThatWaitedForARollbackDoesNotUndoIt(t *testing.T) {
+	guarded(t, nil, func(t *testing.T, r *rig, _ func() error) {
+		lock, err := journal.Acquire(t.Context(), filepath.Join(r.dir, "run", "lock"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.deleteDevice()
+		r.event() // the pass now waits
+		done := make(chan error)
+		n := r.node()
+		go func() { done <- n.Rollback(t.Context()) }()
+		synctest.Wait() // the off switch is set, and rollback waits too
+		if off, err := n.Off(); !off || err != nil {
+			t.Fatalf("off %v, %v", off, err)
+		}
+		if err := lock.Release(); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		after(time.Minute)
+		r.mustBe("the node", r.orig)
+	})
+}
+
+func TestGuardDoesWhatItCanAndTheRestWhenItCan(t *testing.T) {
+	setup := func(r *rig) {
+		if err := r.Netlink().LinkAdd(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: "nodelocaldns0"}}); err != nil {
+			t.Fatal(err)
+		}
+		r.ReadOnly[sysctl.Max] = true
+	}
+	guarded(t, setup, func(t *testing.T, r *rig, _ func() error) {
+		s := r.String()
+		if !strings.Contains(s, "NOTRACK") || !strings.Contains(s, finWait+" = 30") || strings.Contains(s, "169.254.20.10/32\n") {
+			t.Errorf("the node is\n%s", s)
+		}
+		after(5 * time.Minute)
+		log := r.logged()
+		if strings.Count(log, "msg=blocked") != 2 || !strings.Contains(log, "msg=blocked step=link/nodelocaldns0") || !strings.Contains(log, "msg=blocked step=sysctl/"+sysctl.Max) {
+			t.Errorf("log:\n%s", log)
+		}
+		r.deleteDevice()
+		r.event()
+		if !strings.Contains(r.String(), "169.254.20.10/32\n") {
+			t.Errorf("the node is\n%s", r)
+		}
+	})
+}
+
+func TestGuardOnceSaysWhatItCouldNotDo(t *testing.T) {
+	r := newRig(t)
+	r.ReadOnly[sysctl.Max] = true
+	if err := r.node().Guard().Once(t.Context()); err != nil {
+		t.Errorf("a read-only sysctl: %v", err)
+	}
+	r.Programs = nil
+	err := r.node().Guard().Once(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "notrack/ipv4: blocked: iptables: not installed") {
+		t.Errorf("err = %v", err)
+	}
+}
+
+func TestAFaultInARepairIsTriedAgain(t *testing.T) {
+	guarded(t, nil, func(t *testing.T, r *rig, _ func() error) {
+		want := r.String()
+		r.deleteDevice()
+		r.Arm(1, 0)
+		r.event()
+		if r.String() == want {
+			t.Fatal("the fault did not happen")
+		}
+		if log := r.logged(); !strings.Contains(log, "injected fault") {
+			t.Errorf("log:\n%s", log)
+		}
+		after(10 * time.Second)
+		r.mustBe("after 10 s", want)
+	})
+}
+
+func TestGuardWorksWithoutNetlinkEvents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		d := r.deps()
+		d.Watch = func(context.Context) (<-chan struct{}, error) { return nil, errors.New("no netlink") }
+		n, err := host.New(r.cfg, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- n.Guard().Run(ctx) }()
+		synctest.Wait()
+		want := r.String()
+		r.deleteDevice()
+		after(10 * time.Second)
+		r.mustBe("after 10 s", want)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
