@@ -69,6 +69,8 @@ var (
 //     authority record points at. What else upstream added is left out, and
 //     so is everything behind it and its OPT record (RFC 5452 6, RFC 6891
 //     6.2.6).
+//   - Records whose data is not what their type says make the reply
+//     malformed.
 //   - A TTL with its highest bit set is 0 (RFC 2181 8). Records of one set
 //     get the lowest TTL among them (RFC 2181 5.2), and none above the cap.
 //   - An answer is kept for the lowest TTL in it.
@@ -105,6 +107,11 @@ func Admit(key, reply []byte, caps Caps) (Admission, error) {
 	}
 	if err := set.trim(reply, name); err != nil {
 		return a, err
+	}
+	for _, r := range set.recs {
+		if !intact(reply, r) {
+			return a, ErrMalformed
+		}
 	}
 	typ := wire.KeyType(key)
 	a.Class = set.class(a.RCode, typ)
@@ -368,6 +375,38 @@ func (s *recordSet) setTTLs(msg []byte, limit uint32, denial bool) uint32 {
 		lowest = min(lowest, ttl)
 	}
 	return lowest
+}
+
+// intact reports whether a record's data is what its type says: addresses have
+// their length, and names that may be compressed (RFC 3597 4) end where they
+// should and do not point behind what is kept. Other data is the clients' to
+// read.
+func intact(msg []byte, r wire.Record) bool {
+	switch r.Type {
+	case wire.TypeA:
+		return r.End-r.Data == 4
+	case wire.TypeAAAA:
+		return r.End-r.Data == 16
+	case wire.TypeNS, wire.TypeCNAME, wire.TypePTR, wire.TypeDNAME:
+		return endOfName(msg, r.Data) == r.End
+	case wire.TypeMX:
+		return endOfName(msg, r.Data+2) == r.End
+	case wire.TypeSRV:
+		return endOfName(msg, r.Data+6) == r.End
+	case wire.TypeSOA:
+		rname := endOfName(msg, r.Data)
+		return rname >= 0 && endOfName(msg, rname) == r.End-5*4
+	}
+	return true
+}
+
+// endOfName is the offset behind the name at off, or -1 if it is none.
+func endOfName(msg []byte, off int) int {
+	var buf [wire.MaxName + 1]byte
+	if _, ok := wire.AppendName(buf[:0], msg, off); !ok {
+		return -1
+	}
+	return wire.SkipName(msg, off)
 }
 
 // minSOA is the shortest SOA data: two root names and five numbers, of which

@@ -54,6 +54,7 @@ const (
 	TypeNS    uint16 = 2
 	TypeCNAME uint16 = 5
 	TypeSOA   uint16 = 6
+	TypePTR   uint16 = 12
 	TypeMX    uint16 = 15
 	TypeAAAA  uint16 = 28
 	TypeSRV   uint16 = 33
