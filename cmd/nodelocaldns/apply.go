@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"nodelocaldns/cmd/nodelocaldns/internal/config"
 	"nodelocaldns/host"
 	"nodelocaldns/host/engine"
 	"nodelocaldns/host/step"
@@ -20,7 +21,14 @@ func (a *app) applyCommand() *cobra.Command {
 		Short: "change the node as plan says, verified; clears the off switch of a rollback",
 		Args:  args(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.change(cmd, func(ctx context.Context, node *host.Node) error {
+			if err := a.running(cmd); err != nil {
+				return err
+			}
+			cfg, err := a.config()
+			if err != nil {
+				return err
+			}
+			return a.change(cmd, cfg, func(ctx context.Context, node *host.Node) error {
 				before, err := node.Check(ctx)
 				if err != nil {
 					return err
@@ -41,14 +49,7 @@ func (a *app) applyCommand() *cobra.Command {
 
 // change runs do, which changes the node, with the rights and the signals
 // that takes.
-func (a *app) change(cmd *cobra.Command, do func(context.Context, *host.Node) error) error {
-	if err := a.running(cmd); err != nil {
-		return err
-	}
-	cfg, err := a.config()
-	if err != nil {
-		return err
-	}
+func (a *app) change(cmd *cobra.Command, cfg config.Config, do func(context.Context, *host.Node) error) error {
 	if err := privileged(); err != nil {
 		return err
 	}

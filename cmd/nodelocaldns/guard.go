@@ -17,7 +17,14 @@ func (a *app) guardCommand() *cobra.Command {
 nothing away when it ends: pods keep the address as long as they live.`,
 		Args: args(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.change(cmd, func(ctx context.Context, node *host.Node) error {
+			if err := a.running(cmd); err != nil {
+				return err
+			}
+			cfg, err := a.config()
+			if err != nil {
+				return err
+			}
+			return a.change(cmd, cfg, func(ctx context.Context, node *host.Node) error {
 				g := node.Guard()
 				if once {
 					return g.Once(ctx)

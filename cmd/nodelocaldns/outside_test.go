@@ -130,6 +130,73 @@ func TestAProbeTellsSilentFromAbsent(t *testing.T) {
 	}
 }
 
+func TestTheWatchdogIsFedUnlessASocketOfOursIsSilent(t *testing.T) {
+	silent, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	t.Setenv("WATCHDOG_USEC", "3000") // a question a millisecond
+	for _, tt := range []struct {
+		name string
+		addr netip.AddrPort
+		fed  bool
+	}{
+		{"answering", answering(t, 0), true},
+		{"not on this node", netip.MustParseAddrPort("192.0.2.1:53"), true},
+		{"silent", silent.LocalAddr().(*net.UDPAddr).AddrPort(), false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "notify")
+			systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer systemd.Close()
+			t.Setenv("NOTIFY_SOCKET", path)
+			heard, said := make(chan string, 1), make(chan string, 1)
+			go func() {
+				buf := make([]byte, 64)
+				if n, err := systemd.Read(buf); err == nil {
+					heard <- string(buf[:n])
+				}
+			}()
+			log := slog.New(slog.NewTextHandler(lineWriter(said), nil))
+			ctx, stop := context.WithCancel(t.Context())
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				(&serving{log: log, probe: &prober{[]netip.AddrPort{tt.addr}}}).feedWatchdog(ctx)
+			}()
+			// Whichever comes first decides: a silent socket is logged in
+			// place of the feeding.
+			select {
+			case got := <-heard:
+				if !tt.fed || got != "WATCHDOG=1" {
+					t.Errorf("systemd heard %q", got)
+				}
+			case got := <-said:
+				if tt.fed || !strings.Contains(got, "the watchdog is not fed") {
+					t.Errorf("the log says %q", got)
+				}
+			}
+			stop()
+			<-done
+		})
+	}
+}
+
+// lineWriter sends the first line written.
+type lineWriter chan string
+
+func (w lineWriter) Write(p []byte) (int, error) {
+	select {
+	case w <- string(p):
+	default:
+	}
+	return len(p), nil
+}
+
 func TestTheHolderOfAPortIsNamed(t *testing.T) {
 	comm, err := os.ReadFile("/proc/self/comm")
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"nodelocaldns/cmd/nodelocaldns/internal/config"
 	"nodelocaldns/host"
 	"nodelocaldns/host/engine"
 )
@@ -21,7 +22,17 @@ func (a *app) rollbackCommand() *cobra.Command {
 first one, so that guard does not repair what is taken back; apply clears it.`,
 		Args: args(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.change(cmd, func(ctx context.Context, node *host.Node) error {
+			if err := a.running(cmd); err != nil {
+				return err
+			}
+			cfg, err := a.config()
+			if err != nil {
+				// What is undone is what the journal says. A file that
+				// somebody broke must not keep the node from being restored.
+				a.warn("going by the journal alone: " + err.Error())
+				cfg = config.Default()
+			}
+			return a.change(cmd, cfg, func(ctx context.Context, node *host.Node) error {
 				before, err := node.Check(ctx)
 				if err != nil {
 					return err
