@@ -1,0 +1,354 @@
+package cache
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"nodelocaldns/dnscache/wire"
+)
+
+const plenty = 1 << 30
+
+// entry is the i-th entry of a class, with a body of so many bytes.
+func entry(class Class, zone uint8, i, body int) *Entry {
+	a := Admission{Class: class, TTL: time.Minute, body: make([]byte, body)}
+	return NewEntry(testKey(i), a, zone, 0)
+}
+
+// testKey is the key of name i: of the length that names in a cluster have.
+func testKey(i int) []byte {
+	name, _ := wire.ParseName(fmt.Sprintf("service-%07d.namespace.svc.cluster.local", i))
+	return append(name, 0, 1, 0)
+}
+
+func allZones(l Limit) [Zones]Limit { return [Zones]Limit{l, l, l} }
+
+// checked compares the counters with what is there.
+func checked(t *testing.T, c *Cache) Usage {
+	t.Helper()
+	var counts [pools]int64
+	var bytes int64
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.RLock()
+		inLists := 0
+		for p := range s.pools {
+			for e := s.pools[p].oldest; e != nil; e = e.newer {
+				inLists++
+				counts[p]++
+				bytes += e.cost()
+				if s.m[e.hash] != e || e.pool() != p {
+					t.Fatalf("entry of pool %d in the list of pool %d, or in no map", e.pool(), p)
+				}
+			}
+		}
+		if inLists != len(s.m) {
+			t.Fatalf("shard %d: %d entries in lists, %d in the map", i, inLists, len(s.m))
+		}
+		s.mu.RUnlock()
+	}
+	u := c.Usage()
+	if bytes != u.Bytes {
+		t.Fatalf("%d bytes are there, %d are charged", bytes, u.Bytes)
+	}
+	for z := range Zones {
+		if u.Success[z] != counts[2*z] || u.Denial[z] != counts[2*z+1] {
+			t.Fatalf("counts %v, usage %+v", counts, u)
+		}
+	}
+	if u.Failures != counts[failurePool] {
+		t.Fatalf("counts %v, usage %+v", counts, u)
+	}
+	return u
+}
+
+func TestEachKindOfEntryHasItsOwnCap(t *testing.T) {
+	c := New([Zones]Limit{{100, 10}, {7, 1}, {33, 0}}, plenty)
+	for i := range 1000 {
+		for zone := range uint8(Zones) {
+			c.Put(entry(Success, zone, 10*i+int(zone), 50))
+			c.Put(entry(Denial, zone, 10*i+5+int(zone), 50))
+		}
+		c.Put(entry(Uncached, 0, 10*i+9, 50))
+	}
+	u := checked(t, c)
+	if u.Success != [Zones]int64{100, 7, 33} || u.Denial != [Zones]int64{10, 1, 0} {
+		t.Errorf("%+v", u)
+	}
+	if want := uint64(1000-100+1000-7+1000-33) + 1000 - 10 + 1000 - 1; u.Evictions != want {
+		t.Errorf("%d evictions, want %d", u.Evictions, want)
+	}
+}
+
+func TestFailuresDoNotPushOutAnswers(t *testing.T) {
+	c := New(allZones(Limit{100, 100}), plenty)
+	for i := range 100 {
+		c.Put(entry(Success, 0, i, 50))
+	}
+	for i := range 2 * maxFailures {
+		c.Put(NewFailure(testKey(1000+i), wire.ServFail, wire.EDENone, 0, 0))
+	}
+	if u := checked(t, c); u.Success[0] != 100 || u.Failures != maxFailures {
+		t.Errorf("%+v", u)
+	}
+}
+
+func TestTheLastOneInStays(t *testing.T) {
+	c := New(allZones(Limit{1, 1}), plenty)
+	for i := range 1000 {
+		c.Put(entry(Success, 0, i, 50))
+		if c.Get(testKey(i)) == nil {
+			t.Fatalf("entry %d gave way to one before it", i)
+		}
+	}
+}
+
+func TestTheBudgetHolds(t *testing.T) {
+	const budget = 1 << 20
+	c := New(allZones(Limit{plenty, plenty}), budget)
+	r := rand.New(rand.NewPCG(1, 2))
+	for i := range 20000 {
+		c.Put(entry(Class(i%2), uint8(i%3), i, r.IntN(2000)))
+		if u := c.Usage(); u.Bytes > budget {
+			t.Fatalf("%d bytes after %d entries", u.Bytes, i+1)
+		}
+	}
+	if u := checked(t, c); u.Bytes < budget*9/10 {
+		t.Errorf("only %d of %d bytes are used", u.Bytes, budget)
+	}
+	c.Put(entry(Success, 0, 1<<30, 60000))
+	small := New(allZones(Limit{10, 10}), 1000)
+	small.Put(entry(Success, 0, 1, 100))
+	small.Put(entry(Success, 0, 2, 60000))
+	if u := checked(t, small); u.Success[0] != 1 || small.Get(testKey(1)) == nil {
+		t.Errorf("an entry larger than the budget: %+v", u)
+	}
+}
+
+func TestNamesInUseStay(t *testing.T) {
+	const limit, inUse = 1000, 500
+	c := New(allZones(Limit{limit, limit}), plenty)
+	for i := range limit {
+		c.Put(entry(Success, 0, i, 50))
+	}
+	for i := range inUse {
+		c.Get(testKey(i))
+	}
+	// A scan of names that nobody asks for twice, ten times the cache's size.
+	missed := 0
+	for i := range 10 * limit {
+		for j := range 2 {
+			k := (2*i + j) % inUse
+			if c.Get(testKey(k)) == nil {
+				missed++
+				c.Put(entry(Success, 0, k, 50))
+			}
+		}
+		c.Put(entry(Success, 0, limit+i, 50))
+	}
+	if asked := 2 * 10 * limit; missed > asked/100 {
+		t.Errorf("%d of %d questions for names in use were misses", missed, asked)
+	}
+	checked(t, c)
+}
+
+func TestAReplacementIsOneEntry(t *testing.T) {
+	c := New(allZones(Limit{10, 10}), plenty)
+	c.Put(entry(Success, 0, 1, 50))
+	c.Put(entry(Success, 0, 1, 500))
+	if u := checked(t, c); u.Success[0] != 1 || u.Evictions != 0 || len(c.Get(testKey(1)).data) < 500 {
+		t.Errorf("%+v", u)
+	}
+	c.Put(entry(Denial, 0, 1, 50))
+	if u := checked(t, c); u.Success[0] != 0 || u.Denial[0] != 1 {
+		t.Errorf("a denial in place of an answer: %+v", u)
+	}
+	c.Put(entry(Uncached, 0, 1, 50))
+	if u := checked(t, c); u != (Usage{MaxBytes: plenty}) || c.Get(testKey(1)) != nil {
+		t.Errorf("what upstream says no more is still there: %+v", u)
+	}
+}
+
+func TestSweepTakesWhatExpired(t *testing.T) {
+	c := New(allZones(Limit{100, 100}), plenty)
+	for i := range 50 {
+		c.Put(NewEntry(testKey(i), Admission{TTL: time.Duration(i+1) * time.Second}, 0, 0))
+	}
+	if n := c.Sweep(20 * time.Second); n != 20 {
+		t.Errorf("%d swept, want 20", n)
+	}
+	if u := checked(t, c); u.Success[0] != 30 || u.Evictions != 0 {
+		t.Errorf("%+v", u)
+	}
+	c.Flush()
+	if u := checked(t, c); u.Success[0] != 0 || u.Bytes != 0 {
+		t.Errorf("%+v", u)
+	}
+}
+
+func TestLowerCapsHoldAtOnce(t *testing.T) {
+	c := New(allZones(Limit{100, 100}), plenty)
+	for i := range 100 {
+		c.Put(entry(Success, 0, i, 50))
+		c.Put(entry(Denial, 1, 100+i, 50))
+	}
+	c.SetLimits([Zones]Limit{{10, 0}, {0, 0}, {0, 0}}, plenty)
+	if u := checked(t, c); u.Success[0] != 10 || u.Denial[1] != 0 {
+		t.Errorf("%+v", u)
+	}
+	c.SetLimits(allZones(Limit{100, 100}), c.Usage().Bytes/2)
+	if u := checked(t, c); u.Success[0] != 5 {
+		t.Errorf("%+v", u)
+	}
+}
+
+// Keys are found by a hash. Another key with the same one is another key.
+func TestTheHashIsNotTheKey(t *testing.T) {
+	c := New(allZones(Limit{100, 100}), plenty)
+	e := entry(Success, 0, 1, 50)
+	c.Put(e)
+	// The entry of name 2 under the hash of name 1.
+	s := &c.shards[e.hash%shards]
+	s.m[e.hash] = entry(Success, 0, 2, 50)
+	if got := c.Get(testKey(1)); got != nil {
+		t.Errorf("asked for %x, got %x", testKey(1), got.key())
+	}
+}
+
+func TestManyAtOnce(t *testing.T) {
+	c := New(allZones(Limit{200, 50}), 200_000)
+	var wg sync.WaitGroup
+	for g := range 8 {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(uint64(g), 0))
+			var q wire.Query
+			for i := range 3000 {
+				k := r.IntN(1000)
+				switch r.IntN(20) {
+				case 0:
+					c.Sweep(time.Duration(r.IntN(100)) * time.Second)
+				case 1:
+					if i%500 == 0 {
+						c.Flush()
+					}
+				case 2:
+					c.SetLimits(allZones(Limit{100 + r.IntN(100), r.IntN(50)}), 200_000)
+				case 3, 4, 5, 6, 7:
+					c.Put(entry(Class(r.IntN(4)), uint8(r.IntN(Zones)), k, r.IntN(300)))
+				default:
+					if e := c.Get(testKey(k)); e != nil {
+						q.Question = append(testKey(k)[:len(testKey(k))-3], 0, 1, 0, 1)
+						e.AppendReply(nil, &q, 0, wire.MaxMessage)
+					}
+				}
+				c.Usage()
+			}
+		})
+	}
+	wg.Wait()
+	c.SetLimits(allZones(Limit{200, 50}), 200_000)
+	u := checked(t, c)
+	for z := range Zones {
+		if u.Success[z] > 200 || u.Denial[z] > 50 {
+			t.Errorf("%+v", u)
+		}
+	}
+	if u.Bytes > 200_000 {
+		t.Errorf("%d bytes", u.Bytes)
+	}
+}
+
+// What is charged for an entry is what it takes. The budget is the number that
+// an administrator sets a memory limit by.
+func TestBudgetIsHonest(t *testing.T) {
+	if testing.Short() {
+		t.Skip("measures the heap")
+	}
+	// An address in the cluster, a handful of them, a denial with its SOA, and
+	// a large answer.
+	for _, body := range []int{16, 80, 100, 1000} {
+		for _, n := range []int{1000, 28000, 60000} {
+			before := heap()
+			c := New(allZones(Limit{plenty, plenty}), plenty)
+			for i := range n {
+				a := Admission{TTL: time.Minute, body: make([]byte, body), ttls: make([]uint16, 1+body/16)}
+				c.Put(NewEntry(testKey(i), a, 0, 0))
+			}
+			real, charged := heap()-before, c.Usage().Bytes
+			runtime.KeepAlive(c)
+			ratio := float64(real) / float64(charged)
+			t.Logf("%6d entries with %4d bytes of records: %5d bytes each, %5d charged, ratio %.2f", n, body, real/int64(n), charged/int64(n), ratio)
+			if ratio > 1.05 || ratio < 0.90 {
+				t.Errorf("%d entries with %d bytes of records take %d bytes and are charged %d", n, body, real, charged)
+			}
+		}
+	}
+}
+
+func heap() int64 {
+	var m runtime.MemStats
+	for range 3 {
+		runtime.GC()
+	}
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// The TTLs of a reply are those that were stored less the whole seconds since.
+func TestTTLsAgeByTheSecond(t *testing.T) {
+	key, reply := replyText{question: "a. A", records: "answer a. 10 CNAME b.\nanswer b. 20 A 1.2.3.4"}.pack(t)
+	a, err := Admit(key, reply, Caps{30, 30})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const start = 5*time.Second + 300*time.Millisecond
+	e := NewEntry(key, a, 0, start)
+	q := wire.Query{Question: []byte{1, 'a', 0, 0, 1, 0, 1}}
+	for _, tt := range []struct {
+		age  time.Duration
+		want [2]uint32
+	}{
+		{0, [2]uint32{10, 20}}, {999 * time.Millisecond, [2]uint32{10, 20}}, {time.Second, [2]uint32{9, 19}},
+		{9*time.Second + 999*time.Millisecond, [2]uint32{1, 11}},
+	} {
+		r := e.AppendReply(nil, &q, start+tt.age, 512)
+		first, _ := wire.NextRecord(r, wire.HeaderLen+len(q.Question))
+		second, _ := wire.NextRecord(r, first.End)
+		if got := [2]uint32{first.TTL, second.TTL}; got != tt.want || !e.Fresh(start+tt.age) {
+			t.Errorf("after %v: %v, want %v", tt.age, got, tt.want)
+		}
+	}
+	if e.Fresh(start + 10*time.Second) {
+		t.Error("fresh when its TTL is over")
+	}
+}
+
+// A reply that just fits is whole; one byte more and it is truncated.
+func TestTheLimitIsExact(t *testing.T) {
+	key, reply := replyText{question: "a. A", records: "answer a. 10 A 1.2.3.4"}.pack(t)
+	a, err := Admit(key, reply, Caps{30, 30})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := NewEntry(key, a, 0, 0)
+	for _, edns := range []bool{false, true} {
+		q := wire.Query{Question: []byte{1, 'a', 0, 0, 1, 0, 1}, HasOPT: edns}
+		whole := len(e.AppendReply(nil, &q, 0, wire.MaxMessage))
+		for _, before := range []int{0, 2} { // TCP's length in front does not count
+			for limit, wantTC := range map[int]bool{whole: false, whole - 1: true} {
+				r := e.AppendReply(make([]byte, before), &q, 0, limit)[before:]
+				if tc := wire.Flags(r)&wire.FlagTC != 0; tc != wantTC || len(r) > limit {
+					t.Errorf("limit %d of %d: truncated %v, %d bytes", limit, whole, tc, len(r))
+				}
+				if an := binary.BigEndian.Uint16(r[6:]); (an == 0) != wantTC {
+					t.Errorf("truncated %v, with %d answers", wantTC, an)
+				}
+			}
+		}
+	}
+}
