@@ -279,12 +279,12 @@ func TestBudgetIsHonest(t *testing.T) {
 				a := Admission{TTL: time.Minute, body: make([]byte, body), ttls: make([]uint16, 1+body/16)}
 				c.Put(NewEntry(testKey(i), a, 0, 0))
 			}
-			real, charged := heap()-before, c.Usage().Bytes
+			taken, charged := heap()-before, c.Usage().Bytes
 			runtime.KeepAlive(c)
-			ratio := float64(real) / float64(charged)
-			t.Logf("%6d entries with %4d bytes of records: %5d bytes each, %5d charged, ratio %.2f", n, body, real/int64(n), charged/int64(n), ratio)
+			ratio := float64(taken) / float64(charged)
+			t.Logf("%6d entries with %4d bytes of records: %5d bytes each, %5d charged, ratio %.2f", n, body, taken/int64(n), charged/int64(n), ratio)
 			if ratio > 1.05 || ratio < 0.90 {
-				t.Errorf("%d entries with %d bytes of records take %d bytes and are charged %d", n, body, real, charged)
+				t.Errorf("%d entries with %d bytes of records take %d bytes and are charged %d", n, body, taken, charged)
 			}
 		}
 	}
