@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/miekg/dns"
@@ -120,7 +121,9 @@ func TestAFreshHitAllocatesNothing(t *testing.T) {
 
 // Waiters for one question, and questions, are bounded. Those that there is no
 // room for hear so at once.
-func TestFloodsAreShed(t *testing.T) {
+func TestFloodsAreShed(t *testing.T) { synctest.Test(t, testFloodsAreShed) }
+
+func testFloodsAreShed(t *testing.T) {
 	block := make(chan struct{})
 	s := offline(t, exchangerFunc(func(q *dns.Msg) *dns.Msg {
 		<-block
