@@ -117,19 +117,19 @@ func (s *serving) endpoints(ctx context.Context, wg *sync.WaitGroup) *endpoints 
 }
 
 // set moves each endpoint to its address of cfg; one that is there already
-// is left alone, one without an address ends.
+// is left alone, one without an address ends. All that leave do so before the
+// first one comes: they may swap ports.
 func (es *endpoints) set(cfg config.Config) {
-	for name, addr := range map[string]string{"metrics": cfg.Metrics.String(), "health": cfg.Health.String()} {
-		now := es.running[name]
-		if now != nil && now.addr == addr {
-			continue
-		}
-		if now != nil {
+	want := map[string]string{"metrics": cfg.Metrics.String(), "health": cfg.Health.String()}
+	for name, now := range es.running {
+		if now.addr != want[name] {
 			now.stop()
-			<-now.done // the new one may want the old one's port
+			<-now.done
 			delete(es.running, name)
 		}
-		if addr == "" {
+	}
+	for name, addr := range want {
+		if addr == "" || es.running[name] != nil {
 			continue
 		}
 		ctx, stop := context.WithCancel(es.ctx)
