@@ -253,31 +253,45 @@ func TestGuardObeysTheOffSwitchWhenItStarts(t *testing.T) {
 	})
 }
 
-// A pass finds drift and waits for the lock; a rollback sets the off switch,
-// has the lock, and is done. The pass then gets the lock.
-func TestAPassThatWaitedForARollbackDoesNotUndoIt(t *testing.T) {
+// A pass finds drift and waits for the lock. Meanwhile a rollback sets the off
+// switch, and the pass is first to get the lock.
+func TestAPassThatWaitedDoesNotRepairWhenTheSwitchIsOffByThen(t *testing.T) {
 	guarded(t, nil, func(t *testing.T, r *rig, _ func() error) {
 		lock, err := journal.Acquire(t.Context(), filepath.Join(r.dir, "run", "lock"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		r.deleteDevice()
+		drifted := r.String()
 		r.event() // the pass now waits
-		done := make(chan error)
-		n := r.node()
-		go func() { done <- n.Rollback(t.Context()) }()
-		synctest.Wait() // the off switch is set, and rollback waits too
-		if off, err := n.Off(); !off || err != nil {
-			t.Fatalf("off %v, %v", off, err)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		var held *journal.HeldError
+		if err := r.node().Rollback(ctx); !errors.As(err, &held) {
+			t.Fatalf("err = %v", err)
 		}
 		if err := lock.Release(); err != nil {
 			t.Fatal(err)
 		}
-		if err := <-done; err != nil {
+		after(time.Minute)
+		r.mustBe("the node", drifted)
+		r.rollback()
+		r.mustBe("after rollback", r.orig)
+	})
+}
+
+func TestAGuardThatIsOffLeavesTheLockToOthers(t *testing.T) {
+	setup := func(r *rig) { r.rollback() }
+	guarded(t, setup, func(t *testing.T, r *rig, _ func() error) {
+		lock, err := journal.Acquire(t.Context(), filepath.Join(r.dir, "run", "lock"))
+		if err != nil {
 			t.Fatal(err)
 		}
-		after(time.Minute)
-		r.mustBe("the node", r.orig)
+		defer lock.Release()
+		after(time.Hour)
+		if log := r.logged(); log != `level=WARN msg=off step="off switch" why="a rollback was asked for" until="the next apply"`+"\n" {
+			t.Errorf("log:\n%s", log)
+		}
 	})
 }
 

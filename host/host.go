@@ -196,7 +196,7 @@ func (n *Node) Rollback(ctx context.Context, keep ...string) error {
 	off := fsys.Dir(n.deps.StateDir)
 	text := fmt.Appendf(nil, "rollback at %s\n", n.deps.Now().UTC().Format(time.RFC3339))
 	if err := off.WriteAtomic(offFile, text, 0o644); err != nil {
-		return err
+		return asRoot(err)
 	}
 	lock, err := n.lock(ctx)
 	if err != nil {
@@ -219,7 +219,16 @@ func (n *Node) Rollback(ctx context.Context, keep ...string) error {
 func (n *Node) lock(ctx context.Context) (*journal.Lock, error) {
 	ctx, cancel := context.WithTimeout(ctx, n.deps.LockWait)
 	defer cancel()
-	return journal.Acquire(ctx, filepath.Join(n.deps.RunDir, lockFile))
+	l, err := journal.Acquire(ctx, filepath.Join(n.deps.RunDir, lockFile))
+	return l, asRoot(err)
+}
+
+// asRoot adds the hint to an error that only other rights would mend.
+func asRoot(err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return &step.Error{Err: err, Next: "run it as root"}
+	}
+	return err
 }
 
 func (n *Node) engine(plan []engine.Item) *engine.Engine {

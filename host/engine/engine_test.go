@@ -612,8 +612,14 @@ func TestAStepThatCannotBeUndoneStillSettlesItsWindow(t *testing.T) {
 	}
 	r.changes()
 	r.state["c"] = "edited by hand"
+	r.w.rejects = []string{"old"}
+	err := r.Rollback(t.Context())
+	mustFail(t, err, "key/c: undo: c changed since we wrote it")
+	mustFail(t, err, "window/kubelet: left open: kubelet not Ready")
+	equal(t, "order", r.changes(), "cordon undo:d restart")
+	r.w.rejects = nil
 	mustFail(t, r.Rollback(t.Context()), "key/c: undo: c changed since we wrote it")
-	equal(t, "order", r.changes(), "cordon undo:d restart uncordon")
+	equal(t, "order later", r.changes(), "restart uncordon")
 }
 
 func TestWhatSomebodyElseTookOverIsReleasedAndNoted(t *testing.T) {

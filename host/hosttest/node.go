@@ -41,11 +41,10 @@ const (
 type Node struct {
 	sync.Mutex
 
-	Kinds    []string            // the kinds of device this kernel has
-	Programs []notrack.Backend   // the iptables programs installed; the first is the host's own
-	Params   map[string]string   // sysctls by dotted key
-	ReadOnly map[string]bool     // those that nobody may write
-	Changed  func(change string) // called after each write that landed, with the lock held
+	Kinds    []string          // the kinds of device this kernel has
+	Programs []notrack.Backend // the iptables programs installed; the first is the host's own
+	Params   map[string]string // sysctls by dotted key
+	ReadOnly map[string]bool   // those that nobody may write
 
 	links  map[string]*device
 	tables map[string]*table // by "iptables-nft raw"
@@ -127,9 +126,6 @@ func (n *Node) write(what string, do func() error) error {
 	}
 	if err := do(); err != nil {
 		return err
-	}
-	if n.Changed != nil {
-		n.Changed(what)
 	}
 	if hit && n.fault == CutAfter {
 		panic(PowerCut{})

@@ -398,13 +398,17 @@ func (l *Link) leaveLo(a netip.Addr) error {
 func (v view) held() Held { return Held{Device: v.onDev, Lo: v.onLo} }
 
 // leaves is everything of ours that may be on the node after Apply, or after
-// a part of it. An address on lo that was there before us is not in it.
+// a part of it. What others put on lo, or on our device, is not in it.
 func (l *Link) leaves(v view) Held {
 	h := Held{Lo: v.ourLo(l.cfg.Held)}
 	if l.cfg.Type == Lo || l.cfg.Type == Auto {
 		h.Lo = union(h.Lo, missing(l.cfg.Addrs, v.onLo))
 	}
-	h.Device = v.onDev
+	for _, a := range l.cfg.Held.Device {
+		if slices.Contains(v.onDev, a) {
+			h.Device = append(h.Device, a)
+		}
+	}
 	if l.cfg.Type != Lo {
 		h.Device = union(h.Device, l.cfg.Addrs)
 	}

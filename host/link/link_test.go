@@ -250,3 +250,51 @@ func TestDriftIsFoundAndRepairedWhateverItIs(t *testing.T) {
 		})
 	}
 }
+
+func TestAnAddressOnLoThatSomebodyElseMadeAnewIsReleased(t *testing.T) {
+	n, j := hosttest.New(), &hosttest.Journal{}
+	cfg := link.Config{Name: "nodelocaldns0", Type: link.Lo, Addrs: []netip.Addr{v4}}
+	apply(t, n, j, cfg)
+	lo, err := n.Netlink().LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &netlink.Addr{IPNet: &net.IPNet{IP: v4.AsSlice(), Mask: net.CIDRMask(32, 32)}}
+	if err := errors.Join(n.Netlink().AddrDel(lo, a), n.Netlink().AddrReplace(lo, a)); err != nil {
+		t.Fatal(err)
+	}
+	theirs := n.String()
+	var notes []string
+	e := j.Engine(link.New(n.Netlink(), cfg))
+	e.Note = func(_, note string) { notes = append(notes, note) }
+	if err := e.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(theirs, n.String()); diff != "" {
+		t.Errorf("the node (-theirs +after):\n%s", diff)
+	}
+	if len(notes) != 1 || notes[0] != "released: 169.254.20.10 on lo is not ours" {
+		t.Errorf("notes %q", notes)
+	}
+}
+
+func TestAnAddressThatOthersPutOnOurDeviceIsNotOursToTakeAway(t *testing.T) {
+	n, j := hosttest.New(), &hosttest.Journal{}
+	cfg := link.Config{Name: "nodelocaldns0", Type: link.Dummy, Addrs: []netip.Addr{v4}}
+	apply(t, n, j, cfg)
+	dev, err := n.Netlink().LinkByName("nodelocaldns0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs := &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(192, 0, 2, 1).To4(), Mask: net.CIDRMask(32, 32)}}
+	if err := n.Netlink().AddrReplace(dev, theirs); err != nil {
+		t.Fatal(err)
+	}
+	for _, addrs := range [][]netip.Addr{{v4, v6}, {v6}, {v6}} {
+		cfg.Addrs = addrs
+		apply(t, n, j, cfg)
+	}
+	if s := n.String(); !strings.Contains(s, "192.0.2.1/32") || strings.Contains(s, "169.254.20.10") {
+		t.Errorf("the node is\n%s", s)
+	}
+}

@@ -231,3 +231,16 @@ func TestUndoWithoutTheProgramIsAnErrorAndNotForgotten(t *testing.T) {
 		t.Errorf("err = %v, journal %v", err, j.Records)
 	}
 }
+
+func TestRulesInABackendThatWasAwayForAWhileAreStillUndone(t *testing.T) {
+	n, j := hosttest.New(), &hosttest.Journal{}
+	before := n.String()
+	apply(t, n, j, config())
+	n.Programs = []notrack.Backend{notrack.Legacy}
+	apply(t, n, j, config())
+	n.Programs = []notrack.Backend{notrack.Legacy, notrack.NFT}
+	rollback(t, n, j)
+	if diff := cmp.Diff(before, n.String()); diff != "" {
+		t.Errorf("undone (-before +after):\n%s", diff)
+	}
+}
