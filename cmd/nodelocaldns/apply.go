@@ -74,7 +74,11 @@ func (a *app) printChanges(verb string, before, after []engine.Status, changed f
 			}
 		}
 		if changed(was, is) {
-			rows = append(rows, []string{verb, was.Name, is.Why})
+			row := []string{verb, was.Name}
+			if is.Ours { // else the check says how it is wanted again
+				row = append(row, is.Why)
+			}
+			rows = append(rows, row)
 		}
 	}
 	a.table(rows, 1)
