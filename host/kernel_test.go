@@ -474,9 +474,13 @@ func TestKernelAKilledProcessIsRolledBack(t *testing.T) {
 			}
 			return false
 		}
+		every := 1
+		if testing.Short() {
+			every = 5
+		}
 		points := map[string]int{}
 		for _, verb := range []string{"guard", "rollback"} {
-			for at := 1; ; at++ {
+			for at := 1; ; at += every {
 				if verb == "rollback" {
 					k.apply()
 				}
@@ -491,7 +495,7 @@ func TestKernelAKilledProcessIsRolledBack(t *testing.T) {
 				}
 				points[verb] = at
 			}
-			if points[verb] < 10 {
+			if points[verb] < 10 { // at the very least
 				t.Errorf("%s was killed at %d points only", verb, points[verb])
 			}
 		}

@@ -336,7 +336,10 @@ func (l *Link) create() error {
 		at.Name, at.HardwareAddr = l.cfg.Name, hardware
 		var dev netlink.Link = &netlink.Dummy{LinkAttrs: at}
 		if kind == Bridge {
-			dev = &netlink.Bridge{LinkAttrs: at}
+			// A bridge that snoops on multicast joins a group of its own, from
+			// the first address it is given: conntrack would show our address.
+			snoop := false
+			dev = &netlink.Bridge{LinkAttrs: at, MulticastSnooping: &snoop}
 		}
 		err := l.nl.LinkAdd(dev)
 		switch {

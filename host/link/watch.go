@@ -15,7 +15,7 @@ import (
 const resubscribe = time.Second
 
 // Watch tells of changes to links and addresses in the network namespace of
-// the calling thread, until ctx ends. It does not say which: the channel holds
+// this process, until ctx ends. It does not say which: the channel holds
 // one signal at most, and a reader looks for itself. When the kernel could not
 // keep up and dropped messages (ENOBUFS), that is a signal too, and the
 // subscription is made anew.
