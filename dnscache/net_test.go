@@ -488,6 +488,8 @@ func TestClientsAreBounded(t *testing.T) {
 func burst(t *testing.T, at netip.AddrPort) net.Conn {
 	t.Helper()
 	c := dial(t, "udp", at)
+	// The replies need as much room as the queries.
+	(&packetSocket{conn: c.(*net.UDPConn)}).growBuffer(slog.New(slog.DiscardHandler))
 	for i := range 400 {
 		pkt := packet(t, "web.ns.svc.cluster.local.", []string{"A", "AAAA"}[i%2])
 		binary.BigEndian.PutUint16(pkt, uint16(i))

@@ -1,0 +1,302 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"nodelocaldns/dnscache/wire"
+)
+
+// A fake is a server that does as it is told. What it was asked, and when, is
+// in its group's log.
+type fake struct {
+	t     *testing.T
+	log   *log
+	name  string
+	after time.Duration
+	rcode uint16
+	tc    bool
+	err   error
+	mute  bool
+}
+
+type log struct {
+	mu    sync.Mutex
+	start time.Time
+	lines []string
+}
+
+func (l *log) add(s string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lines = append(l.lines, fmt.Sprintf("%v %s", time.Since(l.start), s))
+}
+
+func (l *log) take() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := strings.Join(l.lines, ", ")
+	l.lines = nil
+	return s
+}
+
+func (f *fake) Exchange(ctx context.Context, query, _ []byte) ([]byte, error) {
+	f.log.add(f.name)
+	if f.mute {
+		<-ctx.Done()
+		return nil, context.Cause(ctx)
+	}
+	if f.after > 0 {
+		timer := time.NewTimer(f.after)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	if f.err != nil {
+		return nil, f.err
+	}
+	flags := wire.FlagQR | f.rcode
+	if f.tc {
+		flags |= wire.FlagTC
+	}
+	return append(wire.AppendHeader(nil, 0, flags, 1, 0, 0, 0), query[wire.HeaderLen:]...), nil
+}
+
+// group makes a group of servers that are asked over TCP.
+func group(t *testing.T, servers ...*fake) (*Group, *log) {
+	l := &log{start: time.Now()}
+	g := &Group{Now: time.Now}
+	for i, f := range servers {
+		f.t, f.log, f.name = t, l, string(rune('a'+i))
+		g.Servers = append(g.Servers, &Server{Addr: netip.MustParseAddrPort("192.0.2.1:53"), TCP: f, TCPCounters: &Counters{}})
+	}
+	return g, l
+}
+
+var errDown = errors.New("connection refused")
+
+func TestWhoIsAskedAndWhen(t *testing.T) {
+	for _, tt := range []struct {
+		what    string
+		servers []*fake
+		asked   string
+		rcode   int
+		err     error
+	}{
+		{"the first that answers is enough", []*fake{{}, {}}, "0s a", 0, nil},
+		{"NXDOMAIN is an answer", []*fake{{rcode: wire.NXDomain}, {}}, "0s a", wire.NXDomain, nil},
+		{"the next is asked at once after a refusal", []*fake{{rcode: wire.Refused}, {}}, "0s a, 0s b", 0, nil},
+		{"and after a failure", []*fake{{rcode: wire.ServFail}, {rcode: wire.ServFail}, {}}, "0s a, 0s b, 0s c", 0, nil},
+		{"nobody is asked again who refused", []*fake{{rcode: wire.Refused}}, "0s a", wire.Refused, nil},
+		{"both refuse", []*fake{{rcode: wire.Refused}, {rcode: wire.ServFail}}, "0s a, 0s b", wire.ServFail, nil},
+		{"one that cannot be reached is tried again", []*fake{{err: errDown}}, "0s a, 0s a, 0s a", 0, errDown},
+		{"and beside another one", []*fake{{err: errDown}, {err: errDown}}, "0s a, 0s b, 0s a", 0, errDown},
+		{"no more than three tries", []*fake{{err: errDown}, {err: errDown}, {err: errDown}, {}}, "0s a, 0s b, 0s c", 0, errDown},
+		{"a refusal is better than nothing", []*fake{{rcode: wire.Refused}, {err: errDown}}, "0s a, 0s b, 0s a", wire.Refused, nil},
+		{"silence: another one is asked beside it", []*fake{{mute: true}, {}}, "0s a, 250ms b", 0, nil},
+		{"a slow one may still win", []*fake{{after: 300 * time.Millisecond}, {mute: true}}, "0s a, 250ms b", 0, nil},
+		{"a slow one that fails late", []*fake{{after: 100 * time.Millisecond, err: errDown}, {mute: true}, {}}, "0s a, 100ms b, 350ms c", 0, nil},
+		{"silence everywhere", []*fake{{mute: true}, {mute: true}}, "0s a, 250ms b, 500ms a", 0, context.DeadlineExceeded},
+		{"silence of one", []*fake{{mute: true}}, "0s a, 250ms a, 500ms a", 0, context.DeadlineExceeded},
+		{"nobody", nil, "", 0, ErrNoServer},
+	} {
+		t.Run(tt.what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g, l := group(t, tt.servers...)
+				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+				defer cancel()
+				r, err := g.Exchange(ctx, key(t, "www.example"))
+				synctest.Wait()
+				if asked := l.take(); asked != tt.asked {
+					t.Errorf("asked %s; want %s", asked, tt.asked)
+				}
+				if !errors.Is(err, tt.err) || err == nil && wire.RCode(r) != tt.rcode {
+					t.Errorf("%x, %v; want rcode %d, %v", r, err, tt.rcode, tt.err)
+				}
+			})
+		})
+	}
+}
+
+func TestAServerThatFailsComesLastForAWhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bad, good := &fake{err: errDown}, &fake{}
+		g, l := group(t, bad, good)
+		first := func() string {
+			if _, err := g.Exchange(t.Context(), key(t, "www.example")); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			_, name, _ := strings.Cut(l.take(), " ")
+			return name[:1]
+		}
+		if a, b := first(), first(); a != "a" || b != "a" {
+			t.Errorf("asked first: %s, %s; one failure is no outage", a, b)
+		}
+		for _, backoff := range []time.Duration{1, 2, 4, 8, 10, 10} {
+			if got := first(); got != "b" {
+				t.Errorf("a server that is down is asked first")
+			}
+			time.Sleep(backoff*time.Second - 1)
+			if got := first(); got != "b" {
+				t.Errorf("asked again before %d s are over", backoff)
+			}
+			time.Sleep(1)
+			if got := first(); got != "a" {
+				t.Errorf("not asked again after %d s", backoff)
+			}
+		}
+		time.Sleep(10 * time.Second)
+		bad.err = nil
+		for range 3 {
+			if got := first(); got != "a" {
+				t.Error("a server that is back does not come first")
+			}
+		}
+		bad.err = errDown
+		if a, b := first(), first(); a != "a" || b != "a" {
+			t.Errorf("asked first: %s, %s; what was before the recovery still counts", a, b)
+		}
+	})
+}
+
+func TestAllServersDownAreStillAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := &fake{err: errDown}, &fake{err: errDown}
+		g, l := group(t, a, b)
+		for range 5 {
+			if _, err := g.Exchange(t.Context(), key(t, "www.example")); !errors.Is(err, errDown) {
+				t.Fatal(err)
+			}
+		}
+		for _, s := range g.Servers {
+			if !s.Down(time.Now()) {
+				t.Error("not down")
+			}
+		}
+		l.take()
+		b.err = nil
+		if _, err := g.Exchange(t.Context(), key(t, "www.example")); err != nil {
+			t.Errorf("%v; asked %s", err, l.take())
+		}
+	})
+}
+
+func TestOnlyAServersOwnSilenceIsItsFault(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &fake{mute: true}
+		g, _ := group(t, a, &fake{})
+		// The first was asked for less than patience when the question ended.
+		for range 5 {
+			ctx, cancel := context.WithTimeout(t.Context(), patience-1)
+			if _, err := g.Exchange(ctx, key(t, "www.example")); err == nil {
+				t.Fatal("an answer from a mute server")
+			}
+			cancel()
+			synctest.Wait()
+		}
+		if g.Servers[0].failures.Load() != 0 {
+			t.Error("a server that had no time to answer is blamed")
+		}
+	})
+}
+
+func TestTruncatedRepliesAreAskedForOverTCP(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &log{start: time.Now()}
+		udp, tcp := &fake{t: t, log: l, name: "udp", tc: true}, &fake{t: t, log: l, name: "tcp"}
+		s := &Server{UDP: udp, TCP: tcp, UDPCounters: &Counters{}, TCPCounters: &Counters{}}
+		g := &Group{Servers: []*Server{s}, Now: time.Now}
+		r, err := g.Exchange(t.Context(), key(t, "www.example"))
+		if err != nil || wire.Flags(r)&wire.FlagTC != 0 || l.take() != "0s udp, 0s tcp" {
+			t.Errorf("%x, %v", r, err)
+		}
+		udp.tc = false
+		if _, err := g.Exchange(t.Context(), key(t, "www.example")); err != nil || l.take() != "0s udp" {
+			t.Error("asked over TCP without need")
+		}
+		if s.UDPCounters.Queries.Load() != 2 || s.TCPCounters.Queries.Load() != 1 {
+			t.Error("counters")
+		}
+	})
+}
+
+func TestAnswersAreCountedByTheirTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{}
+		g, _ := group(t, f)
+		c := g.Servers[0].TCPCounters
+		for _, d := range []time.Duration{0, 250 * time.Microsecond, 251 * time.Microsecond, 40 * time.Millisecond, 250 * time.Millisecond} {
+			f.after = d
+			if _, err := g.Exchange(t.Context(), key(t, "www.example")); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		var got []uint64
+		for i := range c.Latency {
+			got = append(got, c.Latency[i].Load())
+		}
+		if want := []uint64{2, 1, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0, 0}; !slices.Equal(got, want) {
+			t.Errorf("buckets %v, want %v", got, want)
+		}
+		if got, want := time.Duration(c.Sum.Load()), 290*time.Millisecond+501*time.Microsecond; got != want {
+			t.Errorf("sum %v, want %v", got, want)
+		}
+	})
+}
+
+func TestResolvConf(t *testing.T) {
+	for _, tt := range []struct{ text, want string }{
+		{"", ""},
+		{"nameserver 192.0.2.1\n", "192.0.2.1:53"},
+		{"nameserver 192.0.2.1", "192.0.2.1:53"},
+		{"nameserver\t192.0.2.1  \r\n", "192.0.2.1:53"},
+		{"  nameserver 192.0.2.1 # the first\nnameserver 2001:db8::1\n", "192.0.2.1:53 [2001:db8::1]:53"},
+		{"nameserver fe80::1%eth0\n", "[fe80::1%eth0]:53"},
+		{"nameserver 192.0.2.1\nnameserver 192.0.2.2\nnameserver 192.0.2.1\n", "192.0.2.1:53 192.0.2.2:53"},
+		{"nameserver 127.0.0.53\nnameserver ::1\nnameserver 127.1.2.3\nnameserver ::ffff:127.0.0.1\n", ""},
+		{"nameserver ::ffff:192.0.2.1\n", "192.0.2.1:53"},
+		{"nameserver 0.0.0.0\nnameserver ::\n", ""},
+		{"nameserver\nnameserver x\nnameserver 300.1.1.1\nnameserver 192.0.2.1:53\nnameserver 192.0.2.9\n", "192.0.2.9:53"},
+		{"#nameserver 192.0.2.1\n; nameserver 192.0.2.2\nNAMESERVER 192.0.2.3\nnameservers 192.0.2.4\n", ""},
+		{"search a b\noptions ndots:5\ndomain x\nsortlist 1.2.3.4\nnameserver 192.0.2.1", "192.0.2.1:53"},
+		{"nameserver 1.1.1.1\nnameserver 2.2.2.2\nnameserver 3.3.3.3\nnameserver 4.4.4.4\n", "1.1.1.1:53 2.2.2.2:53 3.3.3.3:53 4.4.4.4:53"},
+	} {
+		got, err := ParseResolvConf(strings.NewReader(tt.text))
+		var text []string
+		for _, a := range got {
+			text = append(text, a.String())
+		}
+		if err != nil || strings.Join(text, " ") != tt.want {
+			t.Errorf("%q: %v, %v; want %s", tt.text, got, err, tt.want)
+		}
+	}
+}
+
+func FuzzResolvConf(f *testing.F) {
+	f.Add("nameserver 192.0.2.1\nsearch x\n")
+	f.Add("nameserver fe80::1%eth0\nnameserver ::ffff:127.0.0.1")
+	f.Fuzz(func(t *testing.T, text string) {
+		servers, err := ParseResolvConf(strings.NewReader(text))
+		if err != nil {
+			return
+		}
+		for i, s := range servers {
+			if a := s.Addr(); !a.IsValid() || a.IsLoopback() || a.IsUnspecified() || a.Is4In6() || s.Port() != 53 || slices.Contains(servers[:i], s) {
+				t.Errorf("%q: %v", text, servers)
+			}
+		}
+	})
+}
