@@ -62,11 +62,15 @@ func SkipName(msg []byte, off int) int {
 	return -1
 }
 
+// maxPointers is more than a name of 127 labels has use for.
+const maxPointers = 126
+
 // AppendName appends the name at off, decompressed and in lower case. It is
 // false where there is no valid name. Every pointer must lead further back
-// than the one before (RFC 1035 4.1.4: "a prior occurrence"), so it ends.
+// than the one before (RFC 1035 4.1.4: "a prior occurrence"), so it ends, and
+// there is one at most for each label.
 func AppendName(dst, msg []byte, off int) ([]byte, bool) {
-	begin, limit := len(dst), off
+	begin, limit, pointers := len(dst), off, 0
 	for off < len(msg) {
 		n := int(msg[off])
 		switch {
@@ -74,7 +78,7 @@ func AppendName(dst, msg []byte, off int) ([]byte, bool) {
 			dst = append(dst, 0)
 			return dst, len(dst)-begin <= MaxName
 		case n&compressionPointer == compressionPointer:
-			if off+2 > len(msg) {
+			if pointers++; off+2 > len(msg) || pointers > maxPointers {
 				return dst, false
 			}
 			off = int(binary.BigEndian.Uint16(msg[off:])) & 0x3FFF

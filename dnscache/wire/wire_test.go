@@ -332,6 +332,20 @@ func TestCompressedNamesLeadBackwards(t *testing.T) {
 	}
 }
 
+// Without a bound, 64 KiB of pointers to pointers take a CPU for a while.
+func TestPointersToPointersEnd(t *testing.T) {
+	for pointers, want := range map[int]bool{1: true, 126: true, 127: false, 5000: false} {
+		msg := cat(header(0, 0, 0, 0, 0), name("a"))
+		at := HeaderLen
+		for range pointers {
+			at, msg = len(msg), append(msg, 0xC0|byte(at>>8), byte(at))
+		}
+		if got, ok := AppendName(nil, msg, at); ok != want || ok && !bytes.Equal(got, name("a")) {
+			t.Errorf("%d pointers: %x, %v", pointers, got, ok)
+		}
+	}
+}
+
 func TestKeysFoldLettersAndNothingElse(t *testing.T) {
 	all := make([]byte, 0, 256)
 	for c := range 256 {
