@@ -236,7 +236,7 @@ func (n *Node) engine(plan []engine.Item) *engine.Engine {
 		Journal: n.journal,
 		Plan:    plan,
 		Now:     n.deps.Now,
-		Note:    func(name, note string) { n.deps.Log.Warn(note, "step", name) },
+		Note:    func(name, what, why string) { n.deps.Log.Warn(what, "step", name, "why", why) },
 	}
 }
 

@@ -353,7 +353,7 @@ func TestABlockedSysctlIsLoggedAndTheRestIsApplied(t *testing.T) {
 	if s := r.String(); !strings.Contains(s, finWait+" = 30") || !strings.Contains(s, "nf_conntrack_max = 262144") {
 		t.Errorf("the node is\n%s", s)
 	}
-	if log := r.logged(); strings.Count(log, "skipped: is ") != 2 || !strings.Contains(log, "read-only here") {
+	if log := r.logged(); strings.Count(log, "msg=skipped step=sysctl/") != 2 || !strings.Contains(log, "read-only here") {
 		t.Errorf("log:\n%s", log)
 	}
 }

@@ -53,9 +53,10 @@ type Engine struct {
 	// Now is the clock that dates records.
 	Now func() time.Time
 
-	// Note is told what is worth knowing and no error: an optional step that
-	// is blocked, a change that was released to somebody else. Nil is silent.
-	Note func(name, note string)
+	// Note is told what is worth knowing and no error: what is "skipped" for
+	// an optional step that is blocked, and "released" for a change that is
+	// somebody else's by now. Nil is silent.
+	Note func(name, what, why string)
 
 	// Grace bounds each Undo, Settle and Close. They run to their end when the
 	// caller's context is cancelled: stopping half way through taking a change
@@ -288,7 +289,7 @@ func (e *Engine) applyAll(ctx context.Context, it Item) error {
 		}
 		var blocked *BlockedError
 		if it.Optional && it.Window == nil && errors.As(err, &blocked) {
-			e.note(s.Name(), "skipped: "+blocked.Why)
+			e.note(s.Name(), "skipped", blocked.Why)
 			continue
 		}
 		err = fmt.Errorf("%s: %w", s.Name(), err)
@@ -390,15 +391,15 @@ func (e *Engine) undo(ctx context.Context, s step.Step, saved step.Saved) error 
 	err := s.Undo(ctx, saved)
 	var released *step.Released
 	if errors.As(err, &released) {
-		e.note(s.Name(), "released: "+released.Why)
+		e.note(s.Name(), "released", released.Why)
 		return nil
 	}
 	return err
 }
 
-func (e *Engine) note(name, note string) {
+func (e *Engine) note(name, what, why string) {
 	if e.Note != nil {
-		e.Note(name, note)
+		e.Note(name, what, why)
 	}
 }
 

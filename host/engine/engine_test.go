@@ -243,7 +243,7 @@ func newRig() *rig {
 			{Window: r.w, Steps: []step.Step{r.d}},
 		},
 		Now:  func() time.Time { return epoch },
-		Note: func(name, note string) { r.notes = append(r.notes, name+": "+note) },
+		Note: func(name, what, why string) { r.notes = append(r.notes, name+": "+what+": "+why) },
 	}
 	return r
 }

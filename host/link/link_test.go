@@ -266,7 +266,7 @@ func TestAnAddressOnLoThatSomebodyElseMadeAnewIsReleased(t *testing.T) {
 	theirs := n.String()
 	var notes []string
 	e := j.Engine(link.New(n.Netlink(), cfg))
-	e.Note = func(_, note string) { notes = append(notes, note) }
+	e.Note = func(_, what, why string) { notes = append(notes, what+": "+why) }
 	if err := e.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -97,7 +97,7 @@ func TestAValueSomebodyElseHasSetSinceIsReleased(t *testing.T) {
 	n, j := hosttest.New(), &hosttest.Journal{}
 	e := j.Engine(build(sysctl.Param{Key: sysctl.Max, Value: 1048576, Policy: sysctl.Floor})(n))
 	var notes []string
-	e.Note = func(name, note string) { notes = append(notes, name+": "+note) }
+	e.Note = func(name, what, why string) { notes = append(notes, name+": "+what+": "+why) }
 	if err := e.Apply(t.Context()); err != nil {
 		t.Fatal(err)
 	}
