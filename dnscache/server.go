@@ -319,13 +319,9 @@ func (s *Server) Stats() Stats {
 			st.Replies[i] += c.replies[i].Load()
 		}
 	}
-	select {
-	case <-s.ready: // before, Serve may be binding its sockets
-		for _, p := range s.packets {
-			add(UDP, &p.counters)
-			st.SocketDrops += p.drops()
-		}
-	default:
+	for _, p := range s.packets {
+		add(UDP, &p.counters)
+		st.SocketDrops += p.drops()
 	}
 	add(TCP, &s.streamC)
 	s.flights.mu.Lock()
