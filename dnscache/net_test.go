@@ -549,12 +549,17 @@ func TestDroppedPacketsAreCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.closeSockets)
-	if drops := s.Stats().SocketDrops; drops != 0 {
+	if drops := s.packets[0].drops(); drops != 0 {
 		t.Errorf("%d drops before the first packet", drops)
 	}
 	burst(t, at)
-	if drops := s.Stats().SocketDrops; drops == 0 || drops > 400 {
+	drops := s.packets[0].drops()
+	if drops == 0 || drops > 400 {
 		t.Errorf("%d drops of 400 packets that nobody reads", drops)
+	}
+	close(s.ready)
+	if got := s.Stats().SocketDrops; got != drops {
+		t.Errorf("%d drops are shown, want %d", got, drops)
 	}
 }
 
@@ -569,6 +574,35 @@ func receiveBufferOf(t *testing.T, c *net.UDPConn) int {
 		t.Fatal(err)
 	}
 	return size
+}
+
+// Whoever reads the counters need not know how far Serve is.
+func TestStatsCanBeReadFromTheBeginning(t *testing.T) {
+	cfg := testConfig(kubeDNS)
+	c, l, at := sockets(t) // finds a free port
+	_, _ = c.Close(), l.Close()
+	cfg.Listen = []netip.AddrPort{at}
+	up := addresses(1)
+	s, err := New(cfg, Deps{Log: slog.New(slog.DiscardHandler), Exchanger: func(netip.AddrPort, Proto) upstream.Exchanger { return up }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx) }()
+	for ready := false; !ready; {
+		s.Stats()
+		select {
+		case <-s.Ready():
+			ready = true
+		default:
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	s.Stats()
 }
 
 // The next process binds the addresses while this one still answers.

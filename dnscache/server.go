@@ -319,9 +319,13 @@ func (s *Server) Stats() Stats {
 			st.Replies[i] += c.replies[i].Load()
 		}
 	}
-	for _, p := range s.packets {
-		add(UDP, &p.counters)
-		st.SocketDrops += p.drops()
+	select {
+	case <-s.ready: // before, Serve may be binding its sockets
+		for _, p := range s.packets {
+			add(UDP, &p.counters)
+			st.SocketDrops += p.drops()
+		}
+	default:
 	}
 	add(TCP, &s.streamC)
 	s.flights.mu.Lock()
