@@ -35,7 +35,9 @@ type Config struct {
 	Sysctls   []sysctl.Param // in the order they are applied
 }
 
-// The places of a node, for Deps.
+// The places of a node, for Deps. A unit that has systemd make RunDir must
+// preserve it (RuntimeDirectoryPreserve=yes): the changes of the runtime plan
+// outlive the process, and without the journal nobody knows that they are ours.
 const (
 	RunDir   = "/run/nodelocaldns"
 	StateDir = "/var/lib/nodelocaldns"
@@ -196,7 +198,7 @@ func (n *Node) Rollback(ctx context.Context, keep ...string) error {
 	off := fsys.Dir(n.deps.StateDir)
 	text := fmt.Appendf(nil, "rollback at %s\n", n.deps.Now().UTC().Format(time.RFC3339))
 	if err := off.WriteAtomic(offFile, text, 0o644); err != nil {
-		return asRoot(err)
+		return err
 	}
 	lock, err := n.lock(ctx)
 	if err != nil {
@@ -219,16 +221,7 @@ func (n *Node) Rollback(ctx context.Context, keep ...string) error {
 func (n *Node) lock(ctx context.Context) (*journal.Lock, error) {
 	ctx, cancel := context.WithTimeout(ctx, n.deps.LockWait)
 	defer cancel()
-	l, err := journal.Acquire(ctx, filepath.Join(n.deps.RunDir, lockFile))
-	return l, asRoot(err)
-}
-
-// asRoot adds the hint to an error that only other rights would mend.
-func asRoot(err error) error {
-	if errors.Is(err, fs.ErrPermission) {
-		return &step.Error{Err: err, Next: "run it as root"}
-	}
-	return err
+	return journal.Acquire(ctx, filepath.Join(n.deps.RunDir, lockFile))
 }
 
 func (n *Node) engine(plan []engine.Item) *engine.Engine {
