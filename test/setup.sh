@@ -16,7 +16,7 @@ fail() {
 node=(ip:iproute2 iptables:iptables conntrack:conntrack sysctl:procps)
 case ${1-} in
 run) need=("${node[@]}" dig:bind9-dnsutils curl:curl diff:diffutils) ;;
-test) need=("${node[@]}" gcc:gcc) ;; # the race detector needs a C compiler
+test) need=("${node[@]}" nft:nftables gcc:gcc) ;; # the race detector needs a C compiler
 lint) need=(shellcheck:shellcheck yamllint:yamllint) ;;
 *) fail "unknown use ${1-\"\"}" 'usage: test/setup.sh run|test|lint' ;;
 esac
