@@ -79,7 +79,7 @@ func (g *Guard) Once(ctx context.Context) error {
 func (g *Guard) Run(ctx context.Context) error {
 	events, err := g.n.deps.Watch(ctx)
 	if err != nil {
-		g.n.deps.Log.Warn("no netlink events, looking every "+rulesEvery.String(), "err", err)
+		g.n.deps.Log.Warn("no netlink events, looking every "+rulesEvery.String(), "error", err)
 	}
 	_ = g.Once(ctx) // logged
 
@@ -260,7 +260,7 @@ func fault(err error) condition {
 	if err == nil {
 		return condition{}
 	}
-	return condition{kind: "error", args: []any{"err", err}}
+	return condition{kind: "error", args: []any{"error", err}}
 }
 
 func noun(it engine.Item) string {

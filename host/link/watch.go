@@ -47,7 +47,7 @@ func Watch(ctx context.Context, log *slog.Logger) (<-chan struct{}, error) {
 			case <-time.After(resubscribe):
 			}
 			if sock, err = subscribe(); err != nil {
-				log.Warn("subscribing to netlink", "err", err)
+				log.Warn("subscribing to netlink", "error", err)
 				sock = nil
 				continue
 			}
