@@ -11,7 +11,7 @@ import (
 // the process lives; gauges say so.
 type Stats struct {
 	Queries       [2]uint64                  // received and well-formed, by Proto
-	Malformed     uint64                     // dropped without a reply
+	Malformed     uint64                     // no well-formed query: dropped, or answered with FORMERR
 	Replies       [24]uint64                 // sent, by RCODE; the last one counts all above 22
 	Cache         [len(ZoneKinds)]CacheStats // in the order of ZoneKinds
 	CacheBytes    int64                      // gauge: memory charged for all entries
