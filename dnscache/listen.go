@@ -2,8 +2,10 @@ package dnscache
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"runtime"
 	"syscall"
 
@@ -41,6 +43,10 @@ func (s *Server) listen(ctx context.Context) error {
 		if a.Addr().Is6() {
 			family = "6"
 		}
+		if shared(ctx, "udp"+family, a) {
+			s.log.Warn("another process of this user has the address too, and gets a share of the queries", "address", a,
+				"hint", "ss -lnpu shows who; right during a hand-over, wrong for longer")
+		}
 		for range min(runtime.GOMAXPROCS(0), maxPacketSockets) {
 			c, err := lc.ListenPacket(ctx, "udp"+family, a.String())
 			if err != nil {
@@ -55,4 +61,16 @@ func (s *Server) listen(ctx context.Context) error {
 		s.streams = append(s.streams, l.(*net.TCPListener))
 	}
 	return nil
+}
+
+// shared reports whether somebody has the address already: then it cannot be
+// bound without SO_REUSEPORT, and with it only by the same user.
+func shared(ctx context.Context, network string, a netip.AddrPort) bool {
+	var lc net.ListenConfig
+	c, err := lc.ListenPacket(ctx, network, a.String())
+	if err != nil {
+		return errors.Is(err, syscall.EADDRINUSE)
+	}
+	_ = c.Close()
+	return false
 }

@@ -641,15 +641,16 @@ func TestStatsCanBeReadFromTheBeginning(t *testing.T) {
 	s.Stats()
 }
 
-// The next process binds the addresses while this one still answers.
+// The next process binds the addresses while this one still answers, and says
+// that it is not alone.
 func TestTheNextProcessCanTakeOver(t *testing.T) {
 	cfg := testConfig(kubeDNS)
 	c, l, at := sockets(t) // finds a free port
 	_, _ = c.Close(), l.Close()
 	cfg.Listen = []netip.AddrPort{at}
 	up := addresses(1)
-	start := func() (context.CancelFunc, <-chan error) {
-		s, err := New(cfg, Deps{Log: slog.New(slog.DiscardHandler), Exchanger: func(netip.AddrPort, Proto) upstream.Exchanger { return up }})
+	start := func(log io.Writer) (context.CancelFunc, <-chan error) {
+		s, err := New(cfg, Deps{Log: slog.New(slog.NewTextHandler(log, nil)), Exchanger: func(netip.AddrPort, Proto) upstream.Exchanger { return up }})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -663,8 +664,9 @@ func TestTheNextProcessCanTakeOver(t *testing.T) {
 		}
 		return cancel, done
 	}
-	endFirst, firstEnded := start()
-	endSecond, secondEnded := start()
+	var first, second bytes.Buffer
+	endFirst, firstEnded := start(&first)
+	endSecond, secondEnded := start(&second)
 	endFirst()
 	if err := <-firstEnded; err != nil {
 		t.Error(err)
@@ -675,6 +677,10 @@ func TestTheNextProcessCanTakeOver(t *testing.T) {
 	endSecond()
 	if err := <-secondEnded; err != nil {
 		t.Error(err)
+	}
+	const shares = "another process of this user has the address too"
+	if strings.Contains(first.String(), shares) || !strings.Contains(second.String(), shares) {
+		t.Errorf("the first said:\n%sthe second:\n%s", &first, &second)
 	}
 }
 

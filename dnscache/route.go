@@ -96,7 +96,10 @@ func newRoutes(cfg Config, node []netip.AddrPort, make exchangers, counters *ups
 	}
 	clusterDNS := cfg.ClusterDNS
 	if len(clusterDNS) == 0 {
+		// The transport of those zones is about kube-dns; many a resolver of a
+		// node has no TCP.
 		clusterDNS = external
+		cfg.Cluster.Transport, cfg.Reverse.Transport = cfg.External.Transport, cfg.External.Transport
 	}
 	add(zoneExternal, cfg.External, external, ".")
 	add(zoneCluster, cfg.Cluster, clusterDNS, cfg.ClusterDomain)

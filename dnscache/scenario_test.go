@@ -261,6 +261,8 @@ func (c *conversation) configure(words []string) {
 		c.cfg.Upstreams = Upstreams{Source: NodeResolvers}
 	case words[0] == "upstreams":
 		c.cfg.Upstreams = Upstreams{Source: ServerList, Servers: addrs(1)}
+	case words[0] == "tcp": // only, for a zone
+		zones[words[1]].Transport = TransportTCP
 	case words[0] == "stub":
 		c.cfg.StubDomains = append(c.cfg.StubDomains, StubDomain{words[1], addrs(2)})
 	case words[0] == "bytes":
