@@ -1,59 +1,243 @@
 package unitfile
 
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+)
+
 // An Env is the environment of a unit's commands, as far as its files make it.
 type Env struct {
-	vars    []Var
-	unknown map[string]string // variables that something else sets: why their value is not known
+	vars    map[string]Var
+	unknown map[string]string // variables that something else sets: what
 }
 
 // A Var is one variable and where it comes from.
 type Var struct {
 	Name, Value string
-	Key         string // Environment or EnvironmentFile
+	Key         string // Environment, EnvironmentFile or DefaultEnvironment
 	File        string // a name inside the tree: the unit's file, or the environment file
 	Line        int
 }
 
 // Vars returns all variables, sorted by name.
-func (e Env) Vars() []Var { return e.vars }
+func (e Env) Vars() []Var {
+	var list []Var
+	for _, name := range slices.Sorted(maps.Keys(e.vars)) {
+		list = append(list, e.vars[name])
+	}
+	return list
+}
 
 // Get returns the variable and whether it is set. ok is false too for one
 // whose value is not known: see Unknown.
-func (e Env) Get(name string) (v Var, ok bool) { return Var{}, false }
+func (e Env) Get(name string) (v Var, ok bool) {
+	v, ok = e.vars[name]
+	return v, ok
+}
 
-// Unknown says why the value of the variable cannot be known from files, or
-// "" if it can.
+// With is the environment with one more variable, which replaces the one of
+// that name.
+func (e Env) With(v Var) Env {
+	vars, unknown := maps.Clone(e.vars), maps.Clone(e.unknown)
+	if vars == nil {
+		vars = map[string]Var{}
+	}
+	vars[v.Name] = v
+	delete(unknown, v.Name)
+	return Env{vars: vars, unknown: unknown}
+}
+
+// Unknown says who sets the variable to what files do not tell, or "" if
+// nobody does.
 func (e Env) Unknown(name string) string { return e.unknown[name] }
 
-// Environment returns what the unit's files put into the environment of its
-// commands: Environment, over that each EnvironmentFile that is there now, and
-// UnsetEnvironment. A missing EnvironmentFile without the prefix "-" is an
-// *EnvFileError, because the unit could not start.
-func (u *Unit) Environment() (Env, error) { return Env{}, nil }
-
-// An EnvFile is one EnvironmentFile setting.
-type EnvFile struct {
-	Setting  Setting
-	Pattern  string   // specifiers replaced; may have the wildcards of glob(7)
-	Optional bool     // prefix "-"
-	Files    []string // what there is now, in the order in which it is read
+// value is what $name is replaced by. A variable that is not set is empty.
+func (e Env) value(name string) (string, error) {
+	if by := e.unknown[name]; by != "" {
+		return "", fmt.Errorf("$%s is set by %s and not known from files", name, by)
+	}
+	return e.vars[name].Value, nil
 }
 
-// EnvFiles returns the EnvironmentFile settings that count, in order.
-func (u *Unit) EnvFiles() ([]EnvFile, error) { return nil, nil }
-
-// An EnvFileError is an environment file because of which the unit cannot
-// start.
-type EnvFileError struct {
-	Setting Setting
-	File    string
-	Err     error
+// runtimeVars are set by systemd itself (systemd.exec(5), "environment
+// variables in spawned processes"); the unit's own settings come before.
+var runtimeVars = []string{
+	"PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_ADDRESS", "LC_COLLATE", "LC_CTYPE", "LC_IDENTIFICATION", "LC_MEASUREMENT",
+	"LC_MESSAGES", "LC_MONETARY", "LC_NAME", "LC_NUMERIC", "LC_PAPER", "LC_TELEPHONE", "LC_TIME",
+	"USER", "LOGNAME", "HOME", "SHELL", "INVOCATION_ID", "XDG_RUNTIME_DIR",
+	"RUNTIME_DIRECTORY", "STATE_DIRECTORY", "CACHE_DIRECTORY", "LOGS_DIRECTORY", "CONFIGURATION_DIRECTORY",
+	"CREDENTIALS_DIRECTORY", "MAINPID", "MANAGERPID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID",
+	"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "SYSTEMD_EXEC_PID", "TERM", "LOG_NAMESPACE", "JOURNAL_STREAM",
+	"SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS", "MONITOR_SERVICE_RESULT", "MONITOR_EXIT_CODE", "MONITOR_EXIT_STATUS",
+	"MONITOR_INVOCATION_ID", "MONITOR_UNIT", "PIDFILE", "REMOTE_ADDR", "REMOTE_PORT", "TRIGGER_UNIT", "TRIGGER_PATH",
+	"TRIGGER_TIMER_REALTIME_USEC", "TRIGGER_TIMER_MONOTONIC_USEC", "MEMORY_PRESSURE_WATCH", "MEMORY_PRESSURE_WRITE",
+	"FDSTORE", "SYSTEMD_NSS_DYNAMIC_BYPASS", "container",
 }
 
-func (e *EnvFileError) Error() string { return e.File + ": " + e.Err.Error() }
+// Environment returns what files put into the environment of the unit's
+// commands: DefaultEnvironment of the manager, over that Environment, over
+// that each EnvironmentFile as it is now, without UnsetEnvironment. Variables
+// that systemd or PassEnvironment set are not known, see Env.Unknown; those of
+// "systemctl set-environment" and of the kernel's command line are not seen
+// at all.
+//
+// An EnvironmentFile that cannot be read is an *EnvFileError if the unit could
+// not start because of it. A unit that systemd refuses is a *BadSetting.
+func (u *Unit) Environment() (Env, error) {
+	if u.refused != nil {
+		return Env{}, u.refused
+	}
+	env := Env{vars: map[string]Var{}, unknown: map[string]string{}}
+	for _, name := range runtimeVars {
+		env.unknown[name] = "systemd"
+	}
+	for _, s := range u.Values("Service", "PassEnvironment") {
+		for _, name := range u.words(s, 0) {
+			if validName(name) {
+				env.unknown[name] = fmt.Sprintf("PassEnvironment in %s:%d", s.File, s.Line)
+			}
+		}
+	}
+	set := func(v Var) {
+		env.vars[v.Name] = v
+		delete(env.unknown, v.Name)
+	}
+	if err := u.defaults(set); err != nil {
+		return Env{}, err
+	}
+	for _, s := range u.Values("Service", "Environment") {
+		if err := u.assignments(s, set); err != nil {
+			return Env{}, err
+		}
+	}
+	files, err := u.EnvFiles()
+	if err != nil {
+		return Env{}, err
+	}
+	for _, f := range files {
+		vars, err := f.read(u)
+		if err != nil {
+			return Env{}, err
+		}
+		for _, v := range vars {
+			set(v)
+		}
+	}
+	for _, s := range u.Values("Service", "UnsetEnvironment") {
+		for _, word := range u.words(s, cEscapes) {
+			name, value, exact := strings.Cut(word, "=")
+			if v, ok := env.vars[name]; exact && (!ok || v.Value != value) {
+				continue
+			}
+			delete(env.vars, name)
+			delete(env.unknown, name)
+		}
+	}
+	return env, nil
+}
 
-func (e *EnvFileError) Unwrap() error { return e.Err }
+// words are the words of a list setting; what follows a bad quote is ignored.
+func (u *Unit) words(s Setting, m mode) []string {
+	var list []string
+	for i := 0; ; {
+		w, ok, err := firstWord(s.Value, i, m)
+		if !ok || err != nil {
+			return list
+		}
+		if word, err := u.specifiers(w.text, s.File); err == nil {
+			list = append(list, word)
+		}
+		i = w.next
+	}
+}
 
-// ParseEnvFile reads an environment file as systemd does for EnvironmentFile:
-// later assignments win, names that are no variable names are left out.
-func ParseEnvFile(name string, data []byte) ([]Var, error) { return nil, nil }
+// assignments takes over the variables of one Environment setting. What
+// systemd cannot read it ignores.
+func (u *Unit) assignments(s Setting, set func(Var)) error {
+	for i := 0; ; {
+		w, ok, err := firstWord(s.Value, i, cEscapes)
+		if !ok || err != nil {
+			return nil
+		}
+		i = w.next
+		word, err := u.specifiers(w.text, s.File)
+		var unknown *unknownError
+		if errors.As(err, &unknown) {
+			return &BadSetting{File: s.File, Line: s.Line, Text: fmt.Sprintf("%s: %s", s.Key, err)}
+		} else if err != nil {
+			continue
+		}
+		name, value, ok := strings.Cut(word, "=")
+		if !ok || !validName(name) || !validUTF8([]byte(value)) {
+			continue
+		}
+		set(Var{Name: name, Value: value, Key: s.Key, File: s.File, Line: s.Line})
+	}
+}
+
+// managerDirs hold system.conf.d, most important first.
+var managerDirs = []string{"/etc/systemd", "/run/systemd", "/usr/local/lib/systemd", "/lib/systemd", "/usr/lib/systemd"}
+
+// defaults takes over DefaultEnvironment of systemd-system.conf(5), which every
+// service gets.
+func (u *Unit) defaults(set func(Var)) error {
+	files := map[string]string{}
+	for _, dir := range slices.Backward(managerDirs) {
+		d, ok := u.files.dir(path.Join(dir, "system.conf.d"))
+		if !ok {
+			continue
+		}
+		names, err := u.files.readDir(d)
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			if strings.HasSuffix(name, ".conf") && !strings.HasPrefix(name, ".") {
+				files[name] = path.Join(d, name)
+			}
+		}
+	}
+	list := []string{"/etc/systemd/system.conf"}
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		list = append(list, files[name])
+	}
+	var settings []Setting
+	for _, file := range list {
+		data, err := u.files.readFile(file)
+		if err != nil {
+			continue // systemd too goes on without it
+		}
+		_ = parseFile(file, data, []string{"Manager"}, func(s Setting) *BadSetting {
+			if s.Key != "DefaultEnvironment" {
+				return nil
+			}
+			if s.Value == "" {
+				settings = nil
+				return nil
+			}
+			settings = append(settings, s)
+			return nil
+		}, func(Problem) {})
+	}
+	for _, s := range settings {
+		if err := u.assignments(s, set); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// validName reports whether the name may be that of a variable.
+func validName(name string) bool {
+	for i := range len(name) {
+		c := name[i]
+		if c != '_' && !(c|0x20 >= 'a' && c|0x20 <= 'z') && !(i > 0 && c >= '0' && c <= '9') {
+			return false
+		}
+	}
+	return name != ""
+}

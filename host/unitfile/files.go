@@ -84,3 +84,60 @@ func (f files) readDir(name string) ([]string, error) {
 	slices.SortFunc(names, strings.Compare)
 	return names, nil
 }
+
+// dir returns the directory without links, and whether it is one.
+func (f files) dir(name string) (string, bool) {
+	real, err := f.tree.Resolve(name)
+	if err == nil {
+		info, err := f.tree.Lstat(real)
+		return real, err == nil && info.IsDir()
+	}
+	// It may be said to have a file.
+	for changed, content := range f.changed {
+		if content != nil && strings.HasPrefix(changed, f.real(name)+"/") {
+			return f.real(name), true
+		}
+	}
+	return "", false
+}
+
+// entry says what a name in a directory is: a link, and its text, or a regular
+// file.
+func (f files) entry(name string) (link string, isLink, regular bool) {
+	if content, ok := f.changed[f.real(name)]; ok {
+		return "", false, content != nil
+	}
+	info, err := f.tree.Lstat(name)
+	switch {
+	case err != nil:
+		return "", false, false
+	case info.Mode().IsRegular():
+		return "", false, true
+	case info.Mode().Type() != fs.ModeSymlink:
+		return "", false, false
+	}
+	link, err = f.tree.Readlink(name)
+	return link, err == nil, false
+}
+
+// isNull reports whether name leads to /dev/null, which need not be there in
+// a tree that is not running, or to another device.
+func (f files) isNull(name string) bool {
+	for range 40 {
+		link, isLink, _ := f.entry(name)
+		if !isLink {
+			break
+		}
+		if !path.IsAbs(link) {
+			link = path.Join(path.Dir(f.real(name)), link)
+		}
+		if name = path.Clean(link); name == "/dev/null" {
+			return true
+		}
+	}
+	if _, ok := f.changed[f.real(name)]; ok {
+		return false
+	}
+	info, err := f.tree.Stat(name)
+	return err == nil && info.Mode()&fs.ModeDevice != 0
+}

@@ -25,7 +25,8 @@ var ErrMasked = errors.New("unit is masked")
 // field is unknown: a command that needs it is an error. All of it stays
 // unknown for an image that has not booted yet.
 type Host struct {
-	Hostname string // %H, %l; if empty, /etc/hostname of the tree counts for neither: it may be overridden at boot
+	Systemd  int    // version, such as 252; matters where versions differ
+	Hostname string // %H and %l; /etc/hostname is not asked, what set it at boot may have known better
 	BootID   string // %b, 32 hexadecimal digits
 	Kernel   string // %v, as uname -r prints it
 	Arch     string // %a, as systemd spells it: x86-64, arm64
@@ -41,8 +42,11 @@ type Unit struct {
 	Settings []Setting // all of them, in that order; resets are settings with an empty Value
 	Problems []Problem // what systemd warns of while it loads the unit, and what it ignores
 
-	files files
-	host  Host
+	files    files
+	host     Host
+	names    []string // all names, Name and ID too
+	commands map[string][]command
+	refused  *BadSetting // why systemd does not load it
 }
 
 // A Setting is one assignment.
@@ -54,9 +58,11 @@ type Setting struct {
 	Value   string // continuation lines joined, comments dropped, not unquoted
 
 	// Raw is the value as it stands in the file: from its first byte to its
-	// last, with everything between, line ends and comments too.
-	Raw string
-	at  []int // for each byte of Value its offset in Raw
+	// last, with everything between, line ends and comments too. It begins at
+	// the byte Offset of the file.
+	Raw    string
+	Offset int
+	at     []int // for each byte of Value its offset in Raw
 }
 
 // A Problem is something systemd logs and goes on without.
