@@ -204,7 +204,9 @@ func (s *Server) Reload(cfg Config) error {
 	}
 	node := old.node
 	if cfg.Upstreams.Source == NodeResolvers {
-		node = s.nodeResolvers(cfg.Listen)
+		if now := s.nodeResolvers(cfg.Listen); len(now) > 0 {
+			node = now
+		}
 	}
 	s.cache.SetLimits(cfg.cacheLimits(), cfg.MaxBytes)
 	s.replace(cfg, node)
@@ -268,7 +270,8 @@ func (s *Server) watchResolvConf(ctx context.Context) {
 		s.reload.Lock()
 		st := s.state.Load()
 		if st.cfg.Upstreams.Source == NodeResolvers {
-			if node := s.nodeResolvers(st.cfg.Listen); !slices.Equal(node, st.node) {
+			// A file that is being rewritten names nobody for a moment.
+			if node := s.nodeResolvers(st.cfg.Listen); len(node) > 0 && !slices.Equal(node, st.node) {
 				s.log.Info("the node's resolvers changed", "resolvers", node, "before", st.node)
 				s.replace(st.cfg, node)
 			}

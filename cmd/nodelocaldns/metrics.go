@@ -89,7 +89,7 @@ var (
 	descFlights       = desc("flights", "Questions to upstreams under way.")
 	descFlightsJoined = desc("flights_joined_total", "Queries that waited for a question already under way.")
 	descLoops         = desc("loops_total", "Queries of our own that came back to us.")
-	descTimeouts      = desc("timeouts_total", "Queries answered SERVFAIL because no upstream answered in time.")
+	descTimeouts      = desc("timeouts_total", "Queries answered SERVFAIL because no upstream gave a usable reply in time.")
 	descShed          = desc("shed_total", "Queries answered SERVFAIL because too many questions were under way.")
 	descDrops         = desc("socket_drops_total", "Datagrams the kernel dropped because a receive buffer was full.")
 	descClients       = desc("tcp_clients", "Open TCP connections of clients.")

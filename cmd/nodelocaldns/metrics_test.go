@@ -100,7 +100,7 @@ nodelocaldns_socket_drops_total 11
 # HELP nodelocaldns_tcp_clients Open TCP connections of clients.
 # TYPE nodelocaldns_tcp_clients gauge
 nodelocaldns_tcp_clients 12
-# HELP nodelocaldns_timeouts_total Queries answered SERVFAIL because no upstream answered in time.
+# HELP nodelocaldns_timeouts_total Queries answered SERVFAIL because no upstream gave a usable reply in time.
 # TYPE nodelocaldns_timeouts_total counter
 nodelocaldns_timeouts_total 9
 # HELP nodelocaldns_upstream_down Whether the upstream failed lately, so that it is asked last (1).

@@ -223,23 +223,28 @@ func (s *recordSet) trim(msg, name []byte) error {
 	}
 	var buf [wire.MaxName]byte
 	var apex []byte // the zone that the authority section is about
+	for _, r := range s.section(authoritySection) {
+		owner, ok := wire.AppendName(buf[:0], msg, r.Name)
+		if !ok {
+			return ErrMalformed
+		}
+		if (r.Type == wire.TypeSOA || r.Type == wire.TypeNS) && chain.below(owner) {
+			apex = append(apex, owner...)
+			break
+		}
+	}
 	for i, r := range s.section(authoritySection) {
 		owner, ok := wire.AppendName(buf[:0], msg, r.Name)
 		if !ok {
 			return ErrMalformed
 		}
-		if r.Type == wire.TypeSOA || r.Type == wire.TypeNS {
-			if chain.below(owner) {
-				apex = append(apex[:0], owner...)
-				continue
-			}
-		} else if apex != nil && wire.IsSubdomain(owner, apex) {
-			continue
-		} else if chain.below(owner) {
-			continue // DS, or NSEC records that stand before their SOA
+		switch {
+		case chain.below(owner): // SOA, NS, DS of a zone above
+		case r.Type != wire.TypeSOA && r.Type != wire.TypeNS && apex != nil && wire.IsSubdomain(owner, apex): // NSEC and its like
+		default:
+			s.cut(authoritySection, i)
+			return nil
 		}
-		s.cut(authoritySection, i)
-		return nil
 	}
 	return s.trimAdditional(msg)
 }

@@ -133,6 +133,8 @@ func TestAdmission(t *testing.T) {
 		{"a signed denial", replyText{question: "x.example. A", rcode: 3, records: "authority example. 9 " + soa + "9\nauthority example. 9 RRSIG SOA 8 1 9 20300101000000 20200101000000 1 example. AAAA\n" +
 			"authority hash.example. 9 NSEC3 1 0 0 - 0123456789ABCDEFGHIJKLMNOPQRSTUV A"}, Denial, 9 * time.Second, "=", nil},
 		{"a denial without SOA", replyText{question: "x.example. A", rcode: 3}, Uncached, 0, "", nil},
+		{"a signed denial, proof first", replyText{question: "x.example. A", rcode: 3, records: "authority hash.example. 9 NSEC3 1 0 0 - 0123456789ABCDEFGHIJKLMNOPQRSTUV A\n" +
+			"authority example. 9 " + soa + "9"}, Denial, 9 * time.Second, "=", nil},
 		{"a denial with another zone's SOA", replyText{question: "x.example. A", rcode: 3, records: "authority sample. 9 " + soa + "9"}, Uncached, 0, "", nil},
 		{"a referral", replyText{question: "x.example. A", records: "authority example. 9 NS ns.example.\nadditional ns.example. 9 A 1.2.3.4"}, Uncached, 0, "=", nil},
 		{"an SOA as an answer", replyText{question: "example. SOA", records: "answer example. 20 " + soa + "4"}, Success, 20 * time.Second, "=", nil},

@@ -122,9 +122,10 @@ type TCP struct {
 	slots  chan struct{}
 	reaper *time.Timer
 
-	mu     sync.Mutex
-	idle   []*conn // the one used last at the end
-	closed bool
+	mu      sync.Mutex
+	idle    []*conn // the one used last at the end
+	renewed int     // connections of an earlier count are not used again
+	closed  bool
 }
 
 type conn struct {
@@ -132,6 +133,7 @@ type conn struct {
 	r        *bufio.Reader
 	made     time.Time
 	lastUsed time.Time
+	renewed  int // the pool's count when it was made
 }
 
 // NewTCP returns an exchanger that asks server; now tells the time. It holds
@@ -144,13 +146,23 @@ func NewTCP(server netip.AddrPort, now func() time.Time) *TCP {
 // question is answered.
 func (t *TCP) Close() error {
 	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
+	t.Renew()
+	return nil
+}
+
+// Renew makes sure that no connection made before is used for another
+// question.
+func (t *TCP) Renew() {
+	t.mu.Lock()
 	idle := t.idle
-	t.idle, t.closed = nil, true
+	t.idle = nil
+	t.renewed++
 	t.mu.Unlock()
 	for _, c := range idle {
 		_ = c.Close()
 	}
-	return nil
 }
 
 // Exchange implements [Exchanger]. A connection that the server closed while
@@ -170,12 +182,15 @@ func (t *TCP) Exchange(ctx context.Context, query, buf []byte) ([]byte, error) {
 			return reply, err
 		}
 	}
+	t.mu.Lock()
+	renewed := t.renewed
+	t.mu.Unlock()
 	var d net.Dialer
 	nc, err := d.DialContext(ctx, "tcp", t.server.String())
 	if err != nil {
 		return nil, err
 	}
-	return t.ask(ctx, &conn{Conn: nc, r: bufio.NewReader(nc), made: t.now()}, msg, buf)
+	return t.ask(ctx, &conn{Conn: nc, r: bufio.NewReader(nc), made: t.now(), renewed: renewed}, msg, buf)
 }
 
 // errUnusedReply marks an error that came before the first byte of a reply.
@@ -249,7 +264,7 @@ func (t *TCP) push(c *conn) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	c.lastUsed = t.now()
-	if t.closed {
+	if t.closed || c.renewed != t.renewed {
 		_ = c.Close()
 		return
 	}

@@ -362,6 +362,38 @@ func TestConnectionsAreNotUsedForEver(t *testing.T) {
 	}
 }
 
+func TestNoConnectionFromBeforeARenewalIsUsed(t *testing.T) {
+	leaves(t)
+	release := make(chan struct{})
+	s := serveTCP(t, func(n int64, c *net.TCPConn) {
+		for q := frame(c); q != nil; q = frame(c) {
+			if n == 1 {
+				<-release // in use while the pool is renewed
+			}
+			_, _ = c.Write(framed(reply(t, q, "192.0.2.1")))
+		}
+	})
+	e := newTCP(t, s, time.Now)
+	ask := func() {
+		if _, err := e.Exchange(t.Context(), query(t, "www.example"), nil); err != nil {
+			t.Error(err)
+		}
+	}
+	var first sync.WaitGroup
+	first.Go(ask)
+	for s.conns.Load() < 1 {
+		runtime.Gosched()
+	}
+	ask() // on a second connection, idle afterwards
+	e.Renew()
+	close(release)
+	first.Wait()
+	ask()
+	if n := s.conns.Load(); n != 3 {
+		t.Errorf("%d connections, want a third one", n)
+	}
+}
+
 func TestConnectionsAreBounded(t *testing.T) {
 	leaves(t)
 	e := newTCP(t, serveTCP(t, answers(t)), time.Now)

@@ -47,8 +47,10 @@ func (g *Group) Exchange(ctx context.Context, key []byte) ([]byte, error) {
 	servers := g.inOrder()
 	results := make(chan result, tries)
 	var started, waiting int
+	var begun [tries]time.Time
 	try := func() {
 		s := servers[started%len(servers)]
+		begun[started] = g.Now()
 		started++
 		waiting++
 		go func() { results <- g.try(ctx, s, key) }()
@@ -70,6 +72,8 @@ func (g *Group) Exchange(ctx context.Context, key []byte) ([]byte, error) {
 				failure = r.err
 			case usable(r.reply):
 				return r.reply, nil
+			case len(servers) == 1:
+				return r.reply, nil
 			default:
 				refusal = r.reply
 				limit = min(tries, len(servers))
@@ -84,6 +88,9 @@ func (g *Group) Exchange(ctx context.Context, key []byte) ([]byte, error) {
 				return nil, failure
 			}
 		case <-next.C:
+			for i, at := range begun[:started] {
+				servers[i%len(servers)].renewIfSilentSince(at)
+			}
 			if started < tries {
 				try()
 				next.Reset(patience)
@@ -109,7 +116,7 @@ func (g *Group) try(ctx context.Context, s *Server, key []byte) result {
 		s.ok(now)
 	case ctx.Err() == nil:
 		s.failed(now)
-	case now.Sub(start) >= patience && s.answered.Load() < start.UnixNano():
+	case now.Sub(start) >= patience && s.silentSince(start):
 		s.failed(now)
 	}
 	return result{reply, err}

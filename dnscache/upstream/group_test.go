@@ -212,6 +212,72 @@ func TestOnlyAServersOwnSilenceIsItsFault(t *testing.T) {
 	})
 }
 
+func TestTheOnlyServersFailureIsBelievedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, l := group(t, &fake{after: 300 * time.Millisecond, rcode: wire.ServFail})
+		r, err := g.Exchange(t.Context(), key(t, "www.example"))
+		if took := time.Since(l.start); err != nil || wire.RCode(r) != wire.ServFail || took != 300*time.Millisecond {
+			t.Errorf("%x, %v after %v", r, err, took)
+		}
+	})
+}
+
+func TestFailuresAtOnceAreOneOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, _ := group(t, &fake{after: 10 * time.Millisecond, err: errDown}, &fake{})
+		var wg sync.WaitGroup
+		for range 20 {
+			wg.Go(func() { _, _ = g.Exchange(t.Context(), key(t, "www.example")) })
+		}
+		wg.Wait()
+		if bad := g.Servers[0]; !bad.Down(time.Now()) || bad.Down(time.Now().Add(firstBackoff)) {
+			t.Errorf("down until %v, now is %v; want %v", time.Unix(0, bad.downUntil.Load()), time.Now(), firstBackoff)
+		}
+	})
+}
+
+// renewable counts how often its connections were given up.
+type renewable struct {
+	*fake
+	renewed int
+}
+
+func (r *renewable) Renew() { r.renewed++ }
+
+func TestConnectionsToASilentServerAreGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, l := group(t, &fake{mute: true})
+		r := &renewable{fake: g.Servers[0].TCP.(*fake)}
+		g.Servers[0].TCP = r
+		ctx, cancel := context.WithTimeout(t.Context(), patience+1)
+		defer cancel()
+		_, _ = g.Exchange(ctx, key(t, "www.example"))
+		if r.renewed != 1 || l.take() != "0s a, 250ms a" {
+			t.Errorf("given up %d times", r.renewed)
+		}
+		synctest.Wait()
+
+		// A name may be slow. While the server answers others its connections
+		// are good.
+		ctx, cancel = context.WithTimeout(t.Context(), patience+1)
+		defer cancel()
+		time.AfterFunc(patience/2, func() { g.Servers[0].ok(time.Now()) })
+		_, _ = g.Exchange(ctx, key(t, "slow.example"))
+		if r.renewed != 1 {
+			t.Error("given up although the server answers")
+		}
+	})
+}
+
+func TestTruncationOverTCPIsAnError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, _ := group(t, &fake{tc: true}, &fake{})
+		if r, err := g.Exchange(t.Context(), key(t, "www.example")); err != nil || wire.Flags(r)&wire.FlagTC != 0 {
+			t.Errorf("%x, %v; want the other server's reply", r, err)
+		}
+	})
+}
+
 func TestTruncatedRepliesAreAskedForOverTCP(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &log{start: time.Now()}

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"sync/atomic"
 	"time"
@@ -71,8 +72,15 @@ func (s *Server) transports(ctx context.Context, now func() time.Time, query []b
 			return reply, err
 		}
 	}
-	return timed(ctx, now, s.TCP, query, s.TCPCounters)
+	reply, err := timed(ctx, now, s.TCP, query, s.TCPCounters)
+	if err == nil && wire.Flags(reply)&wire.FlagTC != 0 {
+		return nil, errTruncated
+	}
+	return reply, err
 }
+
+// errTruncated says that a server cut a reply that had all the room there is.
+var errTruncated = errors.New("reply truncated over TCP")
 
 func timed(ctx context.Context, now func() time.Time, e Exchanger, query []byte, c *Counters) ([]byte, error) {
 	c.Queries.Add(1)
@@ -100,14 +108,31 @@ func (s *Server) ok(now time.Time) {
 }
 
 // failed notes that it did not. One lost packet is no outage: the second
-// failure in a row puts the server last.
+// failure in a row puts the server last, and longer each time. Questions that
+// fail while it is last anyway were under way together, and count as one.
 func (s *Server) failed(now time.Time) {
+	if s.Down(now) {
+		return
+	}
 	n := s.failures.Add(1)
 	if n < 2 {
 		return
 	}
 	backoff := min(firstBackoff<<min(n-2, 10), maxBackoff)
 	s.downUntil.Store(now.Add(backoff).UnixNano())
+}
+
+// silentSince reports whether the server has answered nobody since start.
+func (s *Server) silentSince(start time.Time) bool { return s.answered.Load() < start.UnixNano() }
+
+// renewIfSilentSince gives up the connections to a server that has answered
+// nobody since start. The replica behind them may be gone without a word, as a
+// kube-dns pod is when its node dies; the next try makes a new connection,
+// which leads to another one.
+func (s *Server) renewIfSilentSince(start time.Time) {
+	if t, ok := s.TCP.(interface{ Renew() }); ok && s.silentSince(start) {
+		t.Renew()
+	}
 }
 
 // Down reports whether the server comes last at now.

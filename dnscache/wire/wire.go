@@ -359,7 +359,7 @@ func edeText(ede uint16) string {
 	case EDENoReachable:
 		return "nodelocaldns: no upstream is known"
 	case EDENetworkError:
-		return "nodelocaldns: no upstream answered in time"
+		return "nodelocaldns: no upstream gave a usable reply in time"
 	}
 	return ""
 }
