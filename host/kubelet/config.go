@@ -29,8 +29,9 @@ type setting struct {
 // readConfig is the kubelet's --config file and then its --config-dir, either
 // of which may be empty: the file gives the list, and each file of the
 // directory that has one replaces it (RFC 7386: lists are not joined, null
-// takes away).
-func readConfig(tree fsys.Tree, file, dir, without string) (setting, error) {
+// takes away). Files of the directory for which skip returns true are taken
+// for missing.
+func readConfig(tree fsys.Tree, file, dir string, skip func(name string) bool) (setting, error) {
 	var got setting
 	if file != "" {
 		m, err := readObject(tree, file)
@@ -49,7 +50,7 @@ func readConfig(tree fsys.Tree, file, dir, without string) (setting, error) {
 		return setting{}, err
 	}
 	for _, name := range names {
-		if name == without {
+		if skip != nil && skip(name) {
 			continue
 		}
 		m, err := readObject(tree, name)
