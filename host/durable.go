@@ -1,0 +1,202 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"nodelocaldns/host/engine"
+	"nodelocaldns/host/fsys"
+	"nodelocaldns/host/journal"
+	"nodelocaldns/host/kubelet"
+	"nodelocaldns/host/step"
+)
+
+// DurableConfig is what the durable plan is built from, typed.
+type DurableConfig struct {
+	// Kubelet is what we want of the kubelet; nil leaves it alone.
+	Kubelet *kubelet.Want
+}
+
+// DurableDeps is everything outside the process that a Durable touches.
+type DurableDeps struct {
+	// Root is the tree that is changed: "/" or "" for the running node. For
+	// any other only files below it are, and nothing of the running system is
+	// asked: then Node.Running and Node.Service should be nil.
+	Root string
+
+	StateDir string // below Root
+	RunDir   string // below Root, for the lock
+
+	Log *slog.Logger
+	Now func() time.Time
+
+	Node   kubelet.Node  // its Tree is that of Root
+	Files  kubelet.Files // nil: those of Root
+	Verify kubelet.Verifier
+
+	LockWait time.Duration // as Deps.LockWait
+}
+
+// RootDeps returns the DurableDeps of a file tree, such as an image that is
+// being built. Nothing runs there and nobody is asked but systemd-analyze.
+func RootDeps(root string, log *slog.Logger) DurableDeps {
+	tree := fsys.Tree(root)
+	return DurableDeps{
+		Root:     root,
+		StateDir: StateDir,
+		RunDir:   RunDir,
+		Log:      log,
+		Now:      time.Now,
+		Node:     kubelet.Node{Tree: tree},
+		Verify:   kubelet.Analyze{Tree: tree},
+		LockWait: 10 * time.Second,
+	}
+}
+
+// A Durable is the part of a node that outlasts a reboot, and what we want of
+// it: its files. Nothing here starts, stops or restarts anything. Its methods
+// are those of a Node, and may be called as those are.
+type Durable struct {
+	cfg     DurableConfig
+	deps    DurableDeps
+	files   kubelet.Files
+	journal *journal.Journal
+}
+
+// NewDurable returns the node with the durable plan of cfg. It reads and writes
+// nothing.
+func NewDurable(cfg DurableConfig, d DurableDeps) *Durable {
+	if d.Root == "" {
+		d.Root = "/"
+	}
+	files := d.Files
+	if files == nil {
+		files = kubelet.DirFiles(d.Node.Tree)
+	}
+	n := &Durable{cfg: cfg, deps: d, files: files}
+	n.journal = journal.New(n.state(), journalFile)
+	return n
+}
+
+func (n *Durable) state() fsys.Dir { return fsys.Dir(filepath.Join(n.deps.Root, n.deps.StateDir)) }
+
+// Check looks at every step of the plan, and at the records that the plan does
+// not cover, as Node.Check does.
+func (n *Durable) Check(ctx context.Context) ([]engine.Status, error) {
+	recs, _ := n.journal.Open() // Status says so again
+	plan, err := n.plan(recs)
+	if err != nil {
+		return nil, err
+	}
+	all, err := n.engine(plan).Status(ctx)
+	for i, st := range all {
+		if errors.Is(st.Err, engine.ErrUnknown) && st.Name == kubelet.StepName {
+			all[i].Err, all[i].Leftover = nil, true
+			all[i].Why = "no longer in the configuration; rollback takes it back"
+		}
+	}
+	return all, err
+}
+
+// Off says whether the off switch is set, as Node.Off does.
+func (n *Durable) Off() (bool, error) {
+	_, err := n.state().ReadFile(offFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Apply clears the off switch and brings the files to the plan, or to the named
+// steps of it, as Node.Apply does.
+func (n *Durable) Apply(ctx context.Context, steps ...string) error {
+	lock, err := n.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer lock.Release()
+	recs, err := n.journal.Open()
+	if err != nil {
+		return err
+	}
+	plan, err := n.plan(recs)
+	if err != nil {
+		return err
+	}
+	if plan, err = pick(plan, steps); err != nil {
+		return err
+	}
+	if err := n.state().Remove(offFile); err != nil {
+		return err
+	}
+	return n.engine(plan).Apply(ctx)
+}
+
+// Rollback sets the off switch and undoes every open record except the named
+// ones, as Node.Rollback does.
+func (n *Durable) Rollback(ctx context.Context, keep ...string) error {
+	text := fmt.Appendf(nil, "rollback at %s\n", n.deps.Now().UTC().Format(time.RFC3339))
+	if err := n.state().WriteAtomic(offFile, text, 0o644); err != nil {
+		return err
+	}
+	lock, err := n.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer lock.Release()
+	recs, err := n.journal.Open()
+	if err != nil {
+		return err
+	}
+	var plan []engine.Item
+	for _, r := range recs {
+		if r.Name != kubelet.StepName {
+			continue // the engine reports it by name
+		}
+		// What is undone goes by the record, and not by the configuration.
+		s, err := n.kubelet(kubelet.Want{}, r.Saved)
+		if err != nil {
+			return err
+		}
+		plan = append(plan, engine.Item{Steps: []step.Step{s}})
+	}
+	return n.engine(plan).Rollback(ctx, keep...)
+}
+
+func (n *Durable) lock(ctx context.Context) (*journal.Lock, error) {
+	ctx, cancel := context.WithTimeout(ctx, n.deps.LockWait)
+	defer cancel()
+	return journal.Acquire(ctx, filepath.Join(n.deps.Root, n.deps.RunDir, lockFile))
+}
+
+func (n *Durable) engine(plan []engine.Item) *engine.Engine {
+	return &engine.Engine{
+		Journal: n.journal,
+		Plan:    plan,
+		Now:     n.deps.Now,
+		Note:    func(name, what, why string) { n.deps.Log.Warn(what, "step", name, "why", why) },
+	}
+}
+
+// plan is the durable plan of the configuration.
+func (n *Durable) plan(recs []engine.Record) ([]engine.Item, error) {
+	if n.cfg.Kubelet == nil {
+		return nil, nil
+	}
+	s, err := n.kubelet(*n.cfg.Kubelet, saved(recs, kubelet.StepName))
+	if err != nil {
+		return nil, err
+	}
+	return []engine.Item{{Steps: []step.Step{s}}}, nil
+}
+
+func (n *Durable) kubelet(want kubelet.Want, held step.Saved) (*kubelet.Step, error) {
+	return kubelet.New(kubelet.Config{
+		Node: n.deps.Node, Want: want, Files: n.files, Verify: n.deps.Verify, Held: held,
+	})
+}
