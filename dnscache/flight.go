@@ -49,9 +49,10 @@ type flight struct {
 type flights struct {
 	mu      sync.Mutex
 	byKey   map[string]*flight
+	closed  bool // no new ones
 	joined  uint64
 	late    uint64         // clients told SERVFAIL because nobody answered in time
-	shed    uint64         // clients told SERVFAIL because there was no room
+	shed    uint64         // clients told SERVFAIL because there was no room, or at the end no time
 	n       int            // running flights, landed ones that still listen among them
 	running sync.WaitGroup // the same
 	waiting sync.WaitGroup // flights that have not landed
@@ -70,7 +71,7 @@ func (s *Server) join(key []byte, q *wire.Query, p peer) {
 		fl.waiters = append(fl.waiters, waiter{q.Clone(), p})
 		f.mu.Unlock()
 		return
-	} else if fl != nil || f.n >= maxFlights {
+	} else if fl != nil || f.closed || f.n >= maxFlights {
 		f.shed++
 		f.mu.Unlock()
 		p.deliver(q, cache.NewFailure(key, wire.ServFail, wire.EDENotReady, rt.zone, now), now)
@@ -124,6 +125,13 @@ func (s *Server) fly(fl *flight) {
 		ede = wire.EDENoReachable
 	}
 	s.land(fl, cache.NewFailure(fl.key, wire.ServFail, ede, fl.route.zone, now), true)
+}
+
+// closeForNew lets nobody begin another flight; those under way can be joined.
+func (f *flights) closeForNew() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.closed = true
 }
 
 // land keeps the entry and gives it to those who still wait. A second landing

@@ -641,6 +641,53 @@ func TestStatsCanBeReadFromTheBeginning(t *testing.T) {
 	s.Stats()
 }
 
+// Whoever asks while the last replies are waited for is answered too: at once
+// from the cache, and with SERVFAIL where upstream would have to be asked. A
+// query left in a socket that is closed would be five seconds of silence.
+func TestNobodyIsLeftWithoutAReplyAtTheEnd(t *testing.T) {
+	cfg := testConfig(kubeDNS)
+	c, l, at := sockets(t) // finds a free port
+	_, _ = c.Close(), l.Close()
+	cfg.Listen = []netip.AddrPort{at}
+	up := newStuck()
+	s, err := New(cfg, Deps{Log: slog.New(slog.DiscardHandler), Exchanger: func(netip.AddrPort, Proto) upstream.Exchanger { return up }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, end := context.WithCancel(t.Context())
+	defer end()
+	ended := make(chan error, 1)
+	go func() { ended <- s.Serve(ctx) }()
+	select {
+	case <-s.Ready():
+	case err := <-ended:
+		t.Fatal(err)
+	}
+	cached := new(dns.Msg).SetQuestion("web.ns.svc.cluster.local.", dns.TypeA)
+	ask(t, "udp", at, cached)
+	slow := dial(t, "udp", at)
+	if _, err := slow.Write(packet(t, "www.slow.example.", "A")); err != nil {
+		t.Fatal(err)
+	}
+	<-up.asked
+	end()
+	until(t, "the server waits for what is under way", func() bool { return running("(*WaitGroup).Wait", "(*Server).Serve(") })
+	if m := ask(t, "udp", at, cached); len(m.Answer) != 1 {
+		t.Errorf("from the cache: %v", m)
+	}
+	if m := ask(t, "udp", at, new(dns.Msg).SetQuestion("new.ns.svc.cluster.local.", dns.TypeA)); m.Rcode != dns.RcodeServerFailure {
+		t.Errorf("from upstream: %v", m)
+	}
+	close(up.gate)
+	buf := make([]byte, 1232)
+	if n, err := slow.Read(buf); err != nil || new(dns.Msg).Unpack(buf[:n]) != nil || wire.RCode(buf) != wire.NoError {
+		t.Errorf("under way: %x, %v", buf[:n], err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
 // The next process binds the addresses while this one still answers, and says
 // that it is not alone.
 func TestTheNextProcessCanTakeOver(t *testing.T) {

@@ -53,6 +53,7 @@ type Server struct {
 
 	packets []*packetSocket
 	streams []*net.TCPListener
+	own     bool     // nobody else holds the sockets: what is left in them is lost
 	streamC counters // of all TCP clients
 	clients clients
 
@@ -121,12 +122,16 @@ func (s *Server) now() time.Duration { return s.wallClock().Sub(s.start) }
 // is refused. Whether upstream can be reached is another matter.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 
-// Serve answers queries until ctx ends. It then reads no more, answers those
-// it has read, closes its sockets and returns nil. It returns an error only
-// where it could not begin. A server serves once.
+// Serve answers queries until ctx ends. It then answers those it has read,
+// closes its sockets and returns nil. From sockets of its own it goes on
+// reading until they are closed, and tells those it would have to ask upstream
+// for to ask their next nameserver; what comes to sockets that were handed
+// over is left in them, for the next process. It returns an error only where
+// it could not begin. A server serves once.
 func (s *Server) Serve(ctx context.Context) error {
 	defer s.stop()
 	if len(s.packets)+len(s.streams) == 0 {
+		s.own = true
 		if err := s.listen(ctx); err != nil {
 			s.closeSockets()
 			return err
@@ -142,18 +147,29 @@ func (s *Server) Serve(ctx context.Context) error {
 	defer stopReading()
 	context.AfterFunc(reading, s.interruptReads)
 
-	var readers, helpers sync.WaitGroup
+	var packets, streams, helpers sync.WaitGroup
 	for _, p := range s.packets {
-		readers.Go(func() { p.serve(reading, s) })
+		packets.Go(func() {
+			p.serve(s)
+			if s.own {
+				_ = p.conn.Close() // what comes from now on is refused, not left lying
+			}
+		})
 	}
 	for _, l := range s.streams {
-		readers.Go(func() { s.accept(reading, l) })
+		streams.Go(func() { s.accept(reading, l) })
 	}
 	helpers.Go(func() { s.watchLoops(reading) })
 	helpers.Go(func() { s.watchResolvConf(reading) })
 	helpers.Go(func() { s.sweep(reading) })
-	readers.Wait()
+	<-ctx.Done()
+	s.flights.closeForNew()
+	streams.Wait()
 	s.flights.waiting.Wait() // each ends within its budget
+	if s.own {
+		s.interruptPackets(time.Now().Add(lastReads))
+	}
+	packets.Wait()
 	s.stop()
 	s.flights.running.Wait()
 	helpers.Wait()
@@ -170,16 +186,27 @@ func (s *Server) closeSockets() {
 	}
 }
 
-// interruptReads makes every reader look at its context. Deadlines stay: they
-// are not a property of the socket that the next process gets.
+// lastReads is how long our own sockets are read after the last reply: what
+// is in a buffer when it is closed would be somebody's five seconds.
+const lastReads = 10 * time.Millisecond
+
+// interruptReads ends all reading but that from packet sockets of our own.
+// Deadlines stay: they are not a property of the socket that the next process
+// gets.
 func (s *Server) interruptReads() {
-	for _, p := range s.packets {
-		_ = p.conn.SetReadDeadline(longAgo)
+	if !s.own {
+		s.interruptPackets(longAgo)
 	}
 	for _, l := range s.streams {
 		_ = l.SetDeadline(longAgo)
 	}
 	s.clients.interruptReads()
+}
+
+func (s *Server) interruptPackets(at time.Time) {
+	for _, p := range s.packets {
+		_ = p.conn.SetReadDeadline(at)
+	}
 }
 
 // longAgo is a deadline that has passed.

@@ -47,6 +47,7 @@ type client struct {
 func (s *Server) accept(ctx context.Context, l *net.TCPListener) {
 	var open sync.WaitGroup
 	defer open.Wait()
+	failing := false
 	for ctx.Err() == nil {
 		conn, err := l.Accept()
 		if err != nil {
@@ -54,11 +55,15 @@ func (s *Server) accept(ctx context.Context, l *net.TCPListener) {
 				return
 			}
 			if ctx.Err() == nil { // too many files, or a client that left
-				s.log.Warn("accepting a connection", "address", l.Addr(), "error", err)
+				if !failing {
+					s.log.Warn("accepting connections: trying again", "address", l.Addr(), "error", err)
+				}
+				failing = true
 				pause(ctx, readErrorPause)
 			}
 			continue
 		}
+		failing = false
 		c := &client{conn: conn, counters: &s.streamC, pending: make(chan struct{}, maxPending)}
 		if !s.clients.add(c) {
 			_ = conn.Close()

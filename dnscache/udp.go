@@ -1,11 +1,11 @@
 package dnscache
 
 import (
-	"context"
 	"errors"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"time"
 	"unsafe"
@@ -37,23 +37,26 @@ type packetSocket struct {
 	conn *net.UDPConn
 }
 
-// serve reads until ctx ends.
-func (p *packetSocket) serve(ctx context.Context, s *Server) {
+// serve reads until the socket's read deadline, which is set for the end alone.
+func (p *packetSocket) serve(s *Server) {
 	in := make([]byte, maxQuery)
 	out := make([]byte, 0, wire.MaxUDP)
 	var q question
-	for ctx.Err() == nil {
+	failing := false
+	for {
 		n, from, err := p.conn.ReadFromUDPAddrPort(in)
 		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
+			if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed) {
 				return
 			}
-			if ctx.Err() == nil {
-				s.log.Warn("reading queries", "address", p.conn.LocalAddr(), "error", err)
-				pause(ctx, readErrorPause)
+			if !failing {
+				s.log.Warn("reading queries: trying again", "address", p.conn.LocalAddr(), "error", err)
 			}
+			failing = true
+			pause(s.work, readErrorPause)
 			continue
 		}
+		failing = false
 		reply, outcome := s.answer(&p.counters, &q, in[:n], out, 0, s.now())
 		switch outcome {
 		case replied:

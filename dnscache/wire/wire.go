@@ -355,7 +355,7 @@ func edeText(ede uint16) string {
 	case EDEOther:
 		return "nodelocaldns: forwarding loop"
 	case EDENotReady:
-		return "nodelocaldns: too many questions at once"
+		return "nodelocaldns: too many questions at once, or about to stop"
 	case EDENoReachable:
 		return "nodelocaldns: no upstream is known"
 	case EDENetworkError:
