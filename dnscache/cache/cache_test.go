@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/miekg/dns"
+
 	"nodelocaldns/dnscache/wire"
 )
 
@@ -350,5 +352,57 @@ func TestTheLimitIsExact(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// A truncated reply has as many answer records as fit: each is whole, as old
+// as in a whole reply, and no reply could have had one more.
+func TestATruncatedReplyHasWhatFits(t *testing.T) {
+	records := "answer a. 30 CNAME b.example.\n"
+	for i := range 40 {
+		records += fmt.Sprintf("answer b.example. 20 A 10.0.0.%d\n", i)
+	}
+	key, reply := replyText{question: "a. A", records: records + "authority example. 30 NS ns.example."}.pack(t)
+	a, err := Admit(key, reply, Caps{30, 30})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := NewEntry(key, a, 0, 0)
+	q := wire.Query{Question: []byte{1, 'a', 0, 0, 1, 0, 1}, HasOPT: true}
+	parse := func(r []byte) *dns.Msg {
+		m := new(dns.Msg)
+		if err := m.Unpack(r); err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	const age = 5 * time.Second
+	whole := e.AppendReply(nil, &q, age, wire.MaxMessage)
+	seen := map[string]bool{}
+	for limit := len(whole) - 1; limit > 100; limit-- {
+		r := e.AppendReply(nil, &q, age, limit)
+		m := parse(r)
+		last := 16 // an address behind a compressed name
+		if len(m.Answer) == 41 {
+			last = len(whole) // only the authority did not fit
+		}
+		if !m.Truncated || len(r) > limit || len(r)+last <= limit || len(m.Ns) > 0 || m.IsEdns0() == nil {
+			t.Fatalf("limit %d: %d bytes\n%v", limit, len(r), m)
+		}
+		for i, rr := range m.Answer {
+			want := uint32(15)
+			if i == 0 {
+				want = 25
+			}
+			if _, ok := rr.(*dns.CNAME); ok != (i == 0) || rr.Header().Ttl != want {
+				t.Fatalf("limit %d: record %d is %v", limit, i, rr)
+			}
+			if a, ok := rr.(*dns.A); ok && i == 1 {
+				seen[a.A.String()] = true
+			}
+		}
+	}
+	if len(seen) != 40 {
+		t.Errorf("%d of 40 addresses came first", len(seen))
 	}
 }

@@ -90,42 +90,48 @@ func (e *Entry) cost() int64 { return entryOverhead + int64(cap(e.data)) }
 
 // AppendReply appends the reply to q. TTLs count down in whole seconds from
 // when the entry was stored, and never reach 0 while it is fresh. Address sets
-// begin with another record each time. A reply longer than limit becomes one
-// that is marked truncated and has no records; limit counts from where dst
-// ended. q must ask for the key that the entry was made for.
+// begin with another record each time. A reply longer than limit is marked
+// truncated and has the answer records that fit, as kube-dns replies have:
+// musl before 1.2.4 knows no TCP and makes do with them. limit counts from
+// where dst ended. q must ask for the key that the entry was made for.
 //
 // It does not allocate where dst has room for limit more bytes.
 func (e *Entry) AppendReply(dst []byte, q *wire.Query, now time.Duration, limit int) []byte {
-	need := wire.HeaderLen + len(q.Question) + int(e.bodyLen)
+	room := limit - wire.HeaderLen - len(q.Question)
 	opt := uint16(0)
 	if q.HasOPT {
-		need += wire.OPTLen(e.ede)
+		room -= wire.OPTLen(e.ede)
 		opt = 1
 	}
-	if need > limit {
-		return wire.AppendTruncated(dst, q, int(e.rcode))
-	}
-	flags := wire.ReplyFlags(q, int(e.rcode))
-	if e.ad && q.WantsAD() {
+	flags, counts, size := wire.ReplyFlags(q, int(e.rcode)), e.counts, int(e.bodyLen)
+	switch {
+	case size > room:
+		flags |= wire.FlagTC
+		counts = [3]uint16{}
+		counts[answerSection], size = e.fitting(room)
+	case e.ad && q.WantsAD():
 		flags |= wire.FlagAD
 	}
-	dst = wire.AppendHeader(dst, q.ID, flags, 1, e.counts[0], e.counts[1], e.counts[2]+opt)
+	dst = wire.AppendHeader(dst, q.ID, flags, 1, counts[0], counts[1], counts[2]+opt)
 	dst = append(dst, q.Question...)
 	at := len(dst)
-	body := e.data[e.keyLen : int(e.keyLen)+int(e.bodyLen)]
+	body := e.body()
 	if r := e.rotate; r.n > 1 {
 		set := body[r.from : int(r.from)+int(r.size)*int(r.n)]
 		first := int(e.turn.Add(1)-1) % int(r.n) * int(r.size)
-		dst = append(dst, body[:r.from]...)
-		dst = append(dst, set[first:]...)
-		dst = append(dst, set[:first]...)
-		dst = append(dst, body[int(r.from)+len(set):]...)
+		for _, part := range [...][]byte{body[:r.from], set[first:], set[:first], body[int(r.from)+len(set):]} {
+			dst = append(dst, part[:min(len(part), at+size-len(dst))]...)
+		}
 	} else {
-		dst = append(dst, body...)
+		dst = append(dst, body[:size]...)
 	}
 	if age := (int64(now) - e.stored) / int64(time.Second); age > 0 {
-		for ttls := e.data[int(e.keyLen)+int(e.bodyLen):]; len(ttls) > 0; ttls = ttls[2:] {
-			b := dst[at+int(binary.BigEndian.Uint16(ttls)):]
+		for ttls := e.ttls(); len(ttls) > 0; ttls = ttls[2:] {
+			off := int(binary.BigEndian.Uint16(ttls))
+			if off >= size {
+				break
+			}
+			b := dst[at+off:]
 			ttl := int64(binary.BigEndian.Uint32(b))
 			binary.BigEndian.PutUint32(b, uint32(max(ttl-age, 0)))
 		}
@@ -134,4 +140,26 @@ func (e *Entry) AppendReply(dst []byte, q *wire.Query, now time.Duration, limit 
 		dst = wire.AppendOPT(dst, int(e.rcode), q.DO, e.ede)
 	}
 	return dst
+}
+
+// body is the records.
+func (e *Entry) body() []byte { return e.data[e.keyLen : int(e.keyLen)+int(e.bodyLen)] }
+
+// ttls are the offsets of TTLs in the body, in order, two bytes each.
+func (e *Entry) ttls() []byte { return e.data[int(e.keyLen)+int(e.bodyLen):] }
+
+// fitting is how many of the answer records fit into room, and their size.
+// Rotation exchanges records of one size, so it changes neither.
+func (e *Entry) fitting(room int) (n uint16, size int) {
+	body, ttls := e.body(), e.ttls()
+	for ; n < e.counts[answerSection]; n++ {
+		// Behind the TTL come two bytes of length and the data.
+		length := int(binary.BigEndian.Uint16(ttls[2*int(n):])) + 4
+		end := length + 2 + int(binary.BigEndian.Uint16(body[length:]))
+		if end > room {
+			break
+		}
+		size = end
+	}
+	return n, size
 }

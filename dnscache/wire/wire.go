@@ -387,15 +387,7 @@ func AppendHeader(dst []byte, id, flags, qd, an, ns, ar uint16) []byte {
 // AppendError appends a reply to q without records: the header, the question
 // if it could be read, and an OPT record if the client sent one.
 func AppendError(dst []byte, q *Query, rcode int, ede uint16) []byte {
-	return appendEmpty(dst, q, ReplyFlags(q, rcode)|q.Flags&opcodeMask, rcode, ede)
-}
-
-// AppendTruncated appends a reply to q that says only: ask again over TCP.
-func AppendTruncated(dst []byte, q *Query, rcode int) []byte {
-	return appendEmpty(dst, q, ReplyFlags(q, rcode)|FlagTC, rcode, EDENone)
-}
-
-func appendEmpty(dst []byte, q *Query, flags uint16, rcode int, ede uint16) []byte {
+	flags := ReplyFlags(q, rcode) | q.Flags&opcodeMask
 	var qd, ar uint16
 	if q.Question != nil {
 		qd = 1
