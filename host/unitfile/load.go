@@ -114,38 +114,33 @@ func (u *Unit) apply(file string, data []byte) *BadSetting {
 // verify is what systemd checks once all files are read (service_verify in its
 // src/core/service.c), as far as it can concern commands.
 func (u *Unit) verify() *BadSetting {
-	value := func(section, key string) string {
-		s, _ := u.Get(section, key)
-		return s.Value
-	}
 	whole := func(format string, args ...any) *BadSetting {
 		return &BadSetting{File: u.Fragment, Text: fmt.Sprintf(format, args...)}
 	}
 	start := u.commands["ExecStart"]
 	kind := u.serviceType()
-	success := value("Unit", "SuccessAction")
-	idle := success == "" || success == "none"
+	idle := u.last("Unit", "SuccessAction", nil) == "" || u.last("Unit", "SuccessAction", nil) == "none"
 	switch {
 	case len(start) == 0 && len(u.commands["ExecStop"]) == 0 && idle:
 		return whole("no ExecStart")
 	case len(start) == 0 && kind != "oneshot":
 		return whole("no ExecStart, which only Type=oneshot may go without")
-	case len(start) == 0 && idle && !isYes(value("Service", "RemainAfterExit")):
+	case len(start) == 0 && idle && !isYes(u.last("Service", "RemainAfterExit", isBool)):
 		return whole("no ExecStart, and RemainAfterExit is not set")
 	case len(start) > 1 && kind != "oneshot":
 		s := start[1].Setting
 		return &BadSetting{File: s.File, Line: s.Line,
 			Text: fmt.Sprintf("second ExecStart, after %s:%d, which only Type=oneshot may have", start[0].Setting.File, start[0].Setting.Line)}
-	case kind == "dbus" && value("Service", "BusName") == "":
+	case kind == "dbus" && u.last("Service", "BusName", nil) == "":
 		return whole("Type=dbus without BusName")
 	case kind != "oneshot":
 		return nil
 	}
 	// Newer versions allow both of these.
-	if r := value("Service", "Restart"); u.host.Systemd < 254 && (r == "always" || r == "on-success") {
+	if r := u.last("Service", "Restart", isRestart); u.host.Systemd < 254 && (r == "always" || r == "on-success") {
 		return whole("Restart=%s, which systemd before 254 does not allow with Type=oneshot", r)
 	}
-	if u.host.Systemd < 254 && value("Service", "RestartForceExitStatus") != "" {
+	if u.host.Systemd < 254 && len(u.Values("Service", "RestartForceExitStatus")) > 0 {
 		return whole("RestartForceExitStatus, which systemd before 254 does not allow with Type=oneshot")
 	}
 	return nil
@@ -153,17 +148,11 @@ func (u *Unit) verify() *BadSetting {
 
 // serviceType is Type=, or what systemd takes where it is not set.
 func (u *Unit) serviceType() string {
-	kind := ""
-	for _, s := range u.Values("Service", "Type") {
-		switch s.Value {
-		case "simple", "exec", "forking", "oneshot", "dbus", "notify", "notify-reload", "idle":
-			kind = s.Value
-		}
-	}
+	kind := u.last("Service", "Type", isType)
 	switch {
 	case kind != "":
 		return kind
-	case len(u.Values("Service", "BusName")) > 0:
+	case u.last("Service", "BusName", nil) != "":
 		return "dbus"
 	case len(u.commands["ExecStart"]) > 0:
 		return "simple"
@@ -171,12 +160,32 @@ func (u *Unit) serviceType() string {
 	return "oneshot"
 }
 
-func isYes(value string) bool {
-	switch strings.ToLower(value) {
-	case "1", "yes", "y", "true", "t", "on":
-		return true
+// last is the value of a key that takes one: of those systemd can read the
+// last one counts, and an empty one is none of them.
+func (u *Unit) last(section, key string, valid func(string) bool) string {
+	value := ""
+	for _, s := range u.Settings {
+		if s.Section == section && s.Key == key && s.Value != "" && (valid == nil || valid(s.Value)) {
+			value = s.Value
+		}
 	}
-	return false
+	return value
+}
+
+func isType(value string) bool {
+	return slices.Contains([]string{"simple", "exec", "forking", "oneshot", "dbus", "notify", "notify-reload", "idle"}, value)
+}
+
+func isRestart(value string) bool {
+	return slices.Contains([]string{"no", "on-success", "on-failure", "on-abnormal", "on-abort", "on-watchdog", "always"}, value)
+}
+
+func isYes(value string) bool {
+	return slices.Contains([]string{"1", "yes", "y", "true", "t", "on"}, strings.ToLower(value))
+}
+
+func isBool(value string) bool {
+	return isYes(value) || slices.Contains([]string{"0", "no", "n", "false", "f", "off"}, strings.ToLower(value))
 }
 
 // A nameMap says which file each unit name of the search path means.

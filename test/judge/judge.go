@@ -64,14 +64,16 @@ func Read(t testing.TB, root string, names ...string) map[string]Reading {
 	// directories from where it runs, and PID 1 runs in /.
 	cmd.Dir = "/"
 	cmd.Env = []string{"SYSTEMD_LOG_TARGET=console", "SYSTEMD_LOG_LEVEL=debug", "SYSTEMD_LOG_COLOR=0", "LC_ALL=C.UTF-8", "PATH=" + os.Getenv("PATH")}
-	out, err := cmd.CombinedOutput()
+	var dump, log bytes.Buffer // apart: they are buffered differently
+	cmd.Stdout, cmd.Stderr = &dump, &log
+	err := cmd.Run()
 	if _, failed := err.(*exec.ExitError); err != nil && !failed { //nolint:errorlint // Output never wraps it
 		t.Fatalf("running systemd-analyze: %v", err)
 	}
-	if bytes.Contains(out, []byte("Assertion")) {
-		t.Fatalf("systemd-analyze failed:\n%s", out)
+	if bytes.Contains(log.Bytes(), []byte("Assertion '")) {
+		t.Fatalf("systemd-analyze failed:\n%s", &log)
 	}
-	return parse(root, string(out), names)
+	return parse(root, log.String()+dump.String(), names)
 }
 
 var failed = regexp.MustCompile(`^(?:Unit )?(\S+?\.service)(?::)? (Failed to load configuration: .*|is masked\.|not found\.|has a bad unit file setting\.)$`)
@@ -176,7 +178,7 @@ func Words(line string) []string {
 			if at := strings.IndexByte("abfnrtv", line[i]); at >= 0 {
 				b = append(b, "\a\b\f\n\r\t\v"[at])
 			} else if line[i] >= '0' && line[i] <= '3' {
-				b = append(b, (line[i]-'0')<<6|(line[i+1]-'0')<<3|line[i+2]-'0')
+				b = append(b, (line[i]-'0')<<6|(line[i+1]-'0')<<3|(line[i+2]-'0'))
 				i += 2
 			} else {
 				b = append(b, line[i])
