@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 
 	"nodelocaldns/host/fsys"
@@ -36,17 +37,26 @@ func (a Analyze) Accepts(ctx context.Context, unit, file string, argv []string) 
 	if err != nil {
 		return ErrNoAnalyze
 	}
+	root, err := filepath.Abs(a.Tree.String())
+	if err != nil {
+		return err
+	}
 	args := []string{"verify", "--man=no"}
-	if root := a.Tree.String(); root != "/" {
+	if root != "/" {
 		args = append(args, "--root="+root)
 	}
 	cmd := exec.CommandContext(ctx, program, append(args, unit)...)
 	cmd.Env = append(os.Environ(), "SYSTEMD_LOG_TARGET=console", "SYSTEMD_LOG_LEVEL=debug", "SYSTEMD_COLORS=0", "LC_ALL=C")
-	out, err := cmd.CombinedOutput()
+	// Relative links are tested from where it runs, and PID 1 runs in /.
+	cmd.Dir = "/"
+	// Apart, or what it logs lands in the middle of the lines that it dumps.
+	var dump, log bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &dump, &log
+	err = cmd.Run()
 	if exit := new(exec.ExitError); err != nil && !errors.As(err, &exit) {
 		return err
 	}
-	return judge(out, unit, a.Tree.Path(file), argv)
+	return judge(append(log.Bytes(), dump.Bytes()...), unit, filepath.Join(root, file), argv)
 }
 
 // judge reads what systemd-analyze has dumped.

@@ -1,6 +1,7 @@
 package unitfile
 
 import (
+	"errors"
 	"io/fs"
 	"maps"
 	"path"
@@ -56,32 +57,28 @@ func (f files) readFile(name string) ([]byte, error) {
 // readDir returns the names in a directory, sorted.
 func (f files) readDir(name string) ([]string, error) {
 	list, err := f.tree.ReadDir(name)
-	if len(f.changed) == 0 && err != nil {
+	dir, ok := f.dir(name)
+	if err != nil && (!ok || !errors.Is(err, fs.ErrNotExist)) {
 		return nil, err
-	}
-	dir := name
-	if real, rerr := f.tree.Resolve(name); rerr == nil {
-		dir = real
 	}
 	var names []string
 	for _, e := range list {
 		names = append(names, e.Name())
 	}
 	for changed, content := range f.changed {
+		if content != nil && strings.HasPrefix(changed, path.Clean(dir)+"/") {
+			err = nil // a missing directory that is said to have a file
+		}
 		d, base := path.Split(changed)
-		if path.Clean(d) != path.Clean(dir) {
+		if path.Clean(d) != dir {
 			continue
 		}
-		err = nil
 		names = slices.DeleteFunc(names, func(n string) bool { return n == base })
 		if content != nil {
 			names = append(names, base)
 		}
 	}
-	if err != nil {
-		return nil, err
-	}
-	slices.SortFunc(names, strings.Compare)
+	slices.Sort(names)
 	return names, nil
 }
 
