@@ -78,6 +78,7 @@ var (
 //     the cap (RFC 2308 5); without SOA it is not kept.
 //   - Any other response code is a failure: kept for FailureTTL, without its
 //     records.
+//   - Owner names become pointers where the reply has none of its own.
 //   - The reply to a question without RD is not kept: it says what upstream
 //     knew, not what is so.
 func Admit(key, reply []byte, caps Caps) (Admission, error) {
@@ -126,6 +127,7 @@ func Admit(key, reply []byte, caps Caps) (Admission, error) {
 	if a.TTL == 0 {
 		a.Class = Uncached
 	}
+	set.compress(reply, start)
 	a.body = reply[start:set.end(start)]
 	a.counts = set.counts
 	a.ttls = make([]uint16, 0, len(set.recs))

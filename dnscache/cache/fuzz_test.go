@@ -23,6 +23,7 @@ func FuzzAdmit(f *testing.F) {
 		{question: "a. MX", records: "answer a. 20 MX 0 b.\nauthority a. 5 NS b.\nadditional b. 20 A 1.2.3.5"},
 		{question: "a. HTTPS", records: "answer a. 20 HTTPS 1 . alpn=h2\nanswer b. 1 TXT x"},
 		{question: "a. ANY", records: "answer a. 20 PTR b.a.\nanswer a. 1 TXT \"x\""},
+		{question: "a. A", records: "answer a. 20 CNAME b.c.\nanswer b.c. 9 A 1.2.3.4\nanswer b.c. 9 A 1.2.3.5", flags: func(m *dns.Msg) { m.Compress = false }},
 		{question: "a. A", rcode: 2, flags: func(m *dns.Msg) { m.SetEdns0(1232, true) }},
 	} {
 		key, reply := r.pack(f)

@@ -56,6 +56,7 @@ const (
 	TypeSOA   uint16 = 6
 	TypePTR   uint16 = 12
 	TypeMX    uint16 = 15
+	TypeTXT   uint16 = 16
 	TypeAAAA  uint16 = 28
 	TypeSRV   uint16 = 33
 	TypeDNAME uint16 = 39
