@@ -197,6 +197,9 @@ type nameMap struct {
 
 // mapNames reads the search path.
 func (f files) mapNames() (*nameMap, error) {
+	if _, err := f.tree.Stat("/"); err != nil {
+		return nil, fmt.Errorf("reading the tree %s: %w", f.tree, err)
+	}
 	m := &nameMap{files: f, to: map[string]string{}}
 	for _, dir := range searchPath {
 		dir, ok := f.dir(dir)

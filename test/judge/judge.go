@@ -52,7 +52,8 @@ func tool(t testing.TB) string {
 
 // Read returns how systemd reads the units of those names in the file tree
 // below root. All are read by one process, and a unit that is not in the
-// result was never mentioned. It needs no rights.
+// result was never mentioned; an alias has the reading of what it stands for.
+// It needs no rights.
 //
 // Absolute links are followed on this machine, except those of unit files and
 // those to /dev/null: give root with them only if they lead to the same.
@@ -80,7 +81,7 @@ var failed = regexp.MustCompile(`^(?:Unit )?(\S+?\.service)(?::)? (Failed to loa
 
 // parse reads the log and the dumps of all units.
 func parse(root, out string, names []string) map[string]Reading {
-	readings := map[string]Reading{}
+	readings, aliases := map[string]Reading{}, map[string]string{}
 	wanted := map[string]bool{}
 	for _, n := range names {
 		wanted[n] = true
@@ -106,9 +107,7 @@ func parse(root, out string, names []string) map[string]Reading {
 		}
 		if name, ok := strings.CutPrefix(line, "\t-> Unit "); ok {
 			unit, key = strings.TrimSuffix(name, ":"), ""
-			if wanted[unit] {
-				readings[unit] = Reading{Commands: map[string][][]string{}, Said: readings[unit].Said}
-			}
+			readings[unit] = Reading{Commands: map[string][][]string{}, Said: readings[unit].Said}
 			continue
 		}
 		if !strings.HasPrefix(line, "\t\t") {
@@ -122,7 +121,7 @@ func parse(root, out string, names []string) map[string]Reading {
 			unit = ""
 			continue
 		}
-		if !wanted[unit] {
+		if unit == "" {
 			continue
 		}
 		r := readings[unit]
@@ -131,6 +130,8 @@ func parse(root, out string, names []string) map[string]Reading {
 			key = strings.TrimSuffix(exec, ":")
 		}
 		switch name {
+		case "Alias":
+			aliases[value] = unit
 		case "Unit Load State":
 			r.State = value
 		case "Fragment Path":
@@ -149,6 +150,9 @@ func parse(root, out string, names []string) map[string]Reading {
 			r.Commands[key] = append(r.Commands[key], Words(value))
 		}
 		readings[unit] = r
+	}
+	for alias, name := range aliases {
+		readings[alias] = readings[name]
 	}
 	return readings
 }
