@@ -143,7 +143,7 @@ func listenTCP(addr string) (net.Listener, error) {
 	if errors.Is(err, syscall.EADDRINUSE) {
 		if _, port, serr := net.SplitHostPort(addr); serr == nil {
 			if n, perr := strconv.ParseUint(port, 10, 16); perr == nil {
-				err = explainBind(err, uint16(n))
+				err = explainBind(err, uint16(n), "metrics.address or health.address")
 			}
 		}
 	}

@@ -78,7 +78,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 
 var (
 	descQueries       = desc("queries_total", "Well-formed queries received, by protocol.", "proto")
-	descMalformed     = desc("malformed_queries_total", "Packets dropped without a reply because they were no query.")
+	descMalformed     = desc("malformed_queries_total", "Packets that were no query: dropped, or answered FORMERR.")
 	descReplies       = desc("replies_total", "Replies sent, by response code.", "rcode")
 	descHits          = desc("cache_hits_total", "Queries answered from the cache, by kind of zone.", "zone")
 	descMisses        = desc("cache_misses_total", "Queries that the cache could not answer, by kind of zone.", "zone")

@@ -74,7 +74,7 @@ nodelocaldns_flights_joined_total 6
 # HELP nodelocaldns_loops_total Queries of our own that came back to us.
 # TYPE nodelocaldns_loops_total counter
 nodelocaldns_loops_total 8
-# HELP nodelocaldns_malformed_queries_total Packets dropped without a reply because they were no query.
+# HELP nodelocaldns_malformed_queries_total Packets that were no query: dropped, or answered FORMERR.
 # TYPE nodelocaldns_malformed_queries_total counter
 nodelocaldns_malformed_queries_total 3
 # HELP nodelocaldns_queries_total Well-formed queries received, by protocol.

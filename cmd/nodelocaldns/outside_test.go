@@ -231,6 +231,23 @@ func TestTheHolderOfAPortIsNamed(t *testing.T) {
 	}
 }
 
+// Of the keys that say where something listens, the hint names those of the
+// socket that could not be made.
+func TestATakenEndpointIsToldByItsKeys(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	second, err := listenTCP(l.Addr().String())
+	if err == nil {
+		_ = second.Close()
+	}
+	if hint := hintOf(err); !strings.Contains(hint, "metrics.address") || strings.Contains(hint, "listen.port") {
+		t.Errorf("%v, hint %q", err, hint)
+	}
+}
+
 func TestTheControlSocketOfTheLivingIsRefusedAndOfTheDeadReplaced(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "run")
 	l, err := listenControl(dir)

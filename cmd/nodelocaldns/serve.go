@@ -96,7 +96,7 @@ func (a *app) serve(ctx context.Context) error {
 	packets, streams := adopt(cfg.Resolver().Listen, log)
 	s.resolver, err = newResolver(cfg.Resolver(), log, packets, streams)
 	if err != nil {
-		return explainBind(err, cfg.Listen.Port)
+		return explainBind(err, cfg.Listen.Port, "listen.port or listen.addresses")
 	}
 	s.metrics.watch(s.resolver)
 	s.probe = &prober{addrs: cfg.Resolver().Listen}
@@ -117,7 +117,7 @@ func (a *app) serve(ctx context.Context) error {
 	go func() { resolved <- s.Serve(ctx) }()
 	select {
 	case err := <-resolved:
-		return explainBind(err, cfg.Listen.Port)
+		return explainBind(err, cfg.Listen.Port, "listen.port or listen.addresses")
 	case <-s.Ready():
 	}
 	log.Info("serving", "listen", s.probe.String(), "adopted", len(packets)+len(streams), "config", s.path, "version", thisVersion().String())
@@ -251,14 +251,15 @@ func (s *serving) feedWatchdog(ctx context.Context) {
 	}
 }
 
-// explainBind says what can be done about a socket that could not be made.
-func explainBind(err error, port uint16) error {
+// explainBind says what can be done about a socket that could not be made;
+// keys are those of the configuration that say where it is.
+func explainBind(err error, port uint16, keys string) error {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		if who := portHolders(port); len(who) > 0 {
-			return withHint(err, "port %d is held by %s: stop it, or set listen.port or listen.addresses", port, strings.Join(who, ", "))
+			return withHint(err, "port %d is held by %s: stop it, or set %s", port, strings.Join(who, ", "), keys)
 		}
-		return withHint(err, "ss -lnptu 'sport = :%d' as root shows who holds the port; stop it, or set listen.port or listen.addresses", port)
+		return withHint(err, "ss -lnptu 'sport = :%d' as root shows who holds the port; stop it, or set %s", port, keys)
 	case errors.Is(err, syscall.EACCES):
 		return withHint(err, "ports below 1024 need root or CAP_NET_BIND_SERVICE; set listen.port to try it without")
 	}
