@@ -29,7 +29,8 @@ type Command struct {
 // specifiers, and before $ is replaced.
 type Word struct {
 	Text       string
-	Start, End int // its range in Setting.Raw, quotes included
+	Start, End int    // its range in Setting.Raw, quotes included
+	Unknown    string // which specifier is not known from files; Text then has it as it is written
 }
 
 // Variable is the name of the variable that the whole word stands for: NAME,
@@ -50,30 +51,24 @@ func (c Command) literal() bool { return strings.Contains(c.Prefix, ":") }
 
 // Commands returns the command lines of a key such as ExecStart, in the order
 // in which they run. The error is a *BadSetting if systemd refuses the unit,
-// for this key or another, if a program is a variable, which systemd does not
-// replace there, or if a specifier is not known.
+// for this key or another, or if a program is a variable, which systemd does
+// not replace there, or has a specifier that is not known.
 func (u *Unit) Commands(key string) ([]Command, error) {
 	if u.refused != nil {
 		return nil, u.refused
 	}
-	var list []Command
 	for _, c := range u.commands[key] {
-		bad := c.bad
-		if bad == nil && strings.HasPrefix(c.Path, "$") {
-			bad = fmt.Errorf("program is the variable %s, which systemd does not replace there", c.Path)
+		bad := ""
+		if c.Program.Unknown != "" {
+			bad = "program: " + c.Program.Unknown + " is not known from files"
+		} else if strings.HasPrefix(c.Path, "$") {
+			bad = fmt.Sprintf("program is the variable %s, which systemd does not replace there", c.Path)
 		}
-		if bad != nil {
-			return nil, &BadSetting{File: c.Setting.File, Line: c.Setting.Line, Text: bad.Error()}
+		if bad != "" {
+			return nil, &BadSetting{File: c.Setting.File, Line: c.Setting.Line, Text: bad}
 		}
-		list = append(list, c.Command)
 	}
-	return list, nil
-}
-
-// A command is what an assignment adds.
-type command struct {
-	Command
-	bad error // an *unknownError: what systemd makes of it is not known
+	return slices.Clone(u.commands[key]), nil
 }
 
 // addCommands takes over an assignment to one of commandKeys. What it returns
@@ -111,7 +106,7 @@ func (e *ignoredError) Error() string { return e.text }
 // parseCommand reads the command that begins at byte i of the value. next is
 // where another one begins, -1 if there is none. A nil command without an
 // error is none at all.
-func (u *Unit) parseCommand(s Setting, i int) (_ *command, next int, err error) {
+func (u *Unit) parseCommand(s Setting, i int) (_ *Command, next int, err error) {
 	text := s.Value
 	w, ok, err := firstWordOr(text, i)
 	if err != nil {
@@ -125,7 +120,7 @@ func (u *Unit) parseCommand(s Setting, i int) (_ *command, next int, err error) 
 		return nil, w.next, nil
 	}
 
-	c := &command{Command: Command{Setting: s}}
+	c := &Command{Setting: s}
 	rest := w.text
 	for rest != "" && u.isPrefix(c.Prefix, rest[0]) {
 		c.Prefix += rest[:1]
@@ -133,32 +128,19 @@ func (u *Unit) parseCommand(s Setting, i int) (_ *command, next int, err error) 
 	}
 	// What is wrong with a command whose failure does not matter makes
 	// systemd ignore the assignment instead of refusing the unit.
-	wrong := func(format string, args ...any) (*command, int, error) {
+	wrong := func(format string, args ...any) (*Command, int, error) {
 		err := fmt.Errorf(format, args...)
 		if strings.Contains(c.Prefix, "-") {
 			err = &ignoredError{err.Error()}
 		}
 		return nil, -1, err
 	}
-	// resolve replaces specifiers; what is unknown is the command's fault, and
-	// told when it is asked for.
-	var broken error
-	resolve := func(text string) string {
-		text, err := u.specifiers(text, s.File)
-		var unknown *unknownError
-		if errors.As(err, &unknown) {
-			c.bad = err
-		} else if err != nil {
-			broken = err
-		}
-		return text
+	if c.Program, err = u.resolve(rest, s.File); err != nil {
+		return wrong("%w", err)
 	}
-
-	program := resolve(rest)
-	if c.bad == nil {
+	program := c.Program.Text
+	if c.Program.Unknown == "" {
 		switch {
-		case broken != nil:
-			return wrong("%w", broken)
 		case program == "":
 			return wrong("no program")
 		case !safe(program):
@@ -171,10 +153,10 @@ func (u *Unit) parseCommand(s Setting, i int) (_ *command, next int, err error) 
 	}
 	c.Path = program
 	if strings.HasPrefix(program, "/") {
-		c.Path = path.Join("/", removeDots(program))
+		c.Path = removeDots(program)
 	}
 	c.Start, c.End = s.raw(w.start, w.end)
-	c.Program = Word{Text: program, Start: c.Start, End: c.End}
+	c.Program.Start, c.Program.End = c.Start, c.End
 	if !strings.Contains(c.Prefix, "@") {
 		c.Argv = append(c.Argv, c.Program)
 	}
@@ -204,8 +186,8 @@ func (u *Unit) parseCommand(s Setting, i int) (_ *command, next int, err error) 
 				break
 			}
 			u.warnOdd(s, w)
-			if word.Text = resolve(w.text); broken != nil {
-				return wrong("%w", broken)
+			if word, err = u.resolve(w.text, s.File); err != nil {
+				return wrong("%w", err)
 			}
 		}
 		word.Start, word.End = s.raw(w.start, w.end)
@@ -216,6 +198,16 @@ func (u *Unit) parseCommand(s Setting, i int) (_ *command, next int, err error) 
 		return wrong("no argv[0] after @")
 	}
 	return c, next, nil
+}
+
+// resolve replaces the specifiers of a word. The error is systemd's.
+func (u *Unit) resolve(text, file string) (Word, error) {
+	resolved, err := u.specifiers(text, file)
+	var unknown *unknownError
+	if errors.As(err, &unknown) {
+		return Word{Text: text, Unknown: unknown.what}, nil
+	}
+	return Word{Text: resolved}, err
 }
 
 func (u *Unit) warnOdd(s Setting, w span) {
@@ -304,43 +296,65 @@ type Arg struct {
 	Text string
 	Word int    // the word of Argv it comes from
 	Var  string // the variable that the whole word stands for, see Word.Variable
+
+	// Unknown says what of it files do not tell, "" if they tell all. Text is
+	// then as it is written from there on: only Text[:Known] is sure.
+	Unknown string
+	Known   int
 }
 
 // Expand returns the arguments as the program gets them: argv[0] first, each
-// $NAME and ${NAME} replaced. The error names a variable whose value is not
-// known from files.
+// $NAME and ${NAME} replaced. The error says what is not known from files.
 func (c Command) Expand(env Env) ([]Arg, error) {
+	args, err := c.ExpandKnown(env)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range args {
+		if a.Unknown != "" {
+			return nil, fmt.Errorf("argument %s: %s is not known from files", a.Text, a.Unknown)
+		}
+	}
+	return args, nil
+}
+
+// ExpandKnown is Expand for who does not need all arguments: what is not known
+// is said in each, see Arg.Unknown. It is still an error if it is not known
+// how many there are.
+func (c Command) ExpandKnown(env Env) ([]Arg, error) {
 	var args []Arg
 	for i, w := range c.Argv {
-		if c.literal() {
-			args = append(args, Arg{Text: w.Text, Word: i})
+		if name, ok := w.Variable(); ok && !c.literal() && w.Unknown == "" {
+			if by := env.unknown[name]; by != "" {
+				return nil, fmt.Errorf("$%s, set by %s, is not known from files", name, by)
+			}
+			for _, text := range splitWords(env.vars[name].Value) {
+				args = append(args, Arg{Text: text, Word: i, Var: name, Known: len(text)})
+			}
 			continue
 		}
-		if w.Text == "$" {
+		a := Arg{Text: w.Text, Word: i, Unknown: w.Unknown, Known: len(w.Text)}
+		switch {
+		case w.Unknown != "":
+			a.Known = strings.IndexByte(w.Text, '%')
+			if dollar := strings.IndexByte(w.Text, '$'); dollar >= 0 && !c.literal() {
+				a.Known = min(a.Known, dollar)
+			}
+		case c.literal():
+		case w.Text == "$":
 			continue // the variable without a name is never set
+		default:
+			a.Text, a.Known, a.Unknown = expandBraces(w.Text, env)
 		}
-		if name, ok := w.Variable(); ok {
-			value, err := env.value(name)
-			if err != nil {
-				return nil, err
-			}
-			for _, text := range splitWords(value) {
-				args = append(args, Arg{Text: text, Word: i, Var: name})
-			}
-			continue
-		}
-		text, err := expandBraces(w.Text, env)
-		if err != nil {
-			return nil, err
-		}
-		args = append(args, Arg{Text: text, Word: i})
+		args = append(args, a)
 	}
 	return args, nil
 }
 
 // expandBraces replaces ${NAME} and $$ in a word. A ${ without } and a ${NAME:
-// stand for themselves.
-func expandBraces(text string, env Env) (string, error) {
+// stand for themselves. From the first variable on that is not known, text is
+// returned as it is.
+func expandBraces(text string, env Env) (expanded string, known int, unknown string) {
 	var b strings.Builder
 	for i := 0; i < len(text); i++ {
 		switch {
@@ -353,18 +367,18 @@ func expandBraces(text string, env Env) (string, error) {
 			end := strings.IndexAny(text[i+2:], ":}")
 			if end < 0 {
 				b.WriteString(text[i:])
-				return b.String(), nil
+				return b.String(), b.Len(), ""
 			}
+			name := text[i+2 : i+2+end]
 			if text[i+2+end] == ':' {
-				b.WriteString(text[i : i+2+end+1])
-				i += 2 + end
-				continue
+				b.WriteString("${" + name + ":")
+			} else if by := env.unknown[name]; by != "" {
+				known = b.Len()
+				b.WriteString(text[i:])
+				return b.String(), known, fmt.Sprintf("$%s, set by %s,", name, by)
+			} else {
+				b.WriteString(env.vars[name].Value)
 			}
-			value, err := env.value(text[i+2 : i+2+end])
-			if err != nil {
-				return "", err
-			}
-			b.WriteString(value)
 			i += 2 + end
 		default:
 			// The $ stands for itself, and so does what follows.
@@ -372,7 +386,7 @@ func expandBraces(text string, env Env) (string, error) {
 			i++
 		}
 	}
-	return b.String(), nil
+	return b.String(), b.Len(), ""
 }
 
 // Edit returns Raw without the words for which drop says so (i and w are of

@@ -1,7 +1,6 @@
 package unitfile
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"path"
@@ -55,12 +54,10 @@ func (e Env) With(v Var) Env {
 // nobody does.
 func (e Env) Unknown(name string) string { return e.unknown[name] }
 
-// value is what $name is replaced by. A variable that is not set is empty.
-func (e Env) value(name string) (string, error) {
-	if by := e.unknown[name]; by != "" {
-		return "", fmt.Errorf("$%s is set by %s and not known from files", name, by)
-	}
-	return e.vars[name].Value, nil
+// set takes over a variable, whose value is known from now on.
+func (e *Env) set(v Var) {
+	e.vars[v.Name] = v
+	delete(e.unknown, v.Name)
 }
 
 // runtimeVars are set by systemd itself (systemd.exec(5), "environment
@@ -102,15 +99,11 @@ func (u *Unit) Environment() (Env, error) {
 			}
 		}
 	}
-	set := func(v Var) {
-		env.vars[v.Name] = v
-		delete(env.unknown, v.Name)
-	}
-	if err := u.defaults(set); err != nil {
+	if err := u.defaults(&env); err != nil {
 		return Env{}, err
 	}
 	for _, s := range u.Values("Service", "Environment") {
-		if err := u.assignments(s, set); err != nil {
+		if err := u.assignments(s, &env); err != nil {
 			return Env{}, err
 		}
 	}
@@ -124,7 +117,7 @@ func (u *Unit) Environment() (Env, error) {
 			return Env{}, err
 		}
 		for _, v := range vars {
-			set(v)
+			env.set(v)
 		}
 	}
 	for _, s := range u.Values("Service", "UnsetEnvironment") {
@@ -157,25 +150,28 @@ func (u *Unit) words(s Setting, m mode) []string {
 
 // assignments takes over the variables of one Environment setting. What
 // systemd cannot read it ignores.
-func (u *Unit) assignments(s Setting, set func(Var)) error {
+func (u *Unit) assignments(s Setting, env *Env) error {
 	for i := 0; ; {
 		w, ok, err := firstWord(s.Value, i, cEscapes)
 		if !ok || err != nil {
 			return nil
 		}
 		i = w.next
-		word, err := u.specifiers(w.text, s.File)
-		var unknown *unknownError
-		if errors.As(err, &unknown) {
-			return &BadSetting{File: s.File, Line: s.Line, Text: fmt.Sprintf("%s: %s", s.Key, err)}
-		} else if err != nil {
+		word, err := u.resolve(w.text, s.File)
+		if err != nil {
 			continue
 		}
-		name, value, ok := strings.Cut(word, "=")
-		if !ok || !validName(name) || !validUTF8([]byte(value)) {
-			continue
+		name, value, ok := strings.Cut(word.Text, "=")
+		switch {
+		case word.Unknown != "" && strings.Contains(name, "%"):
+			return &BadSetting{File: s.File, Line: s.Line, Text: fmt.Sprintf("%s: %s is not known from files", s.Key, word.Unknown)}
+		case !ok || !validName(name) || !validUTF8([]byte(value)):
+		case word.Unknown != "":
+			delete(env.vars, name)
+			env.unknown[name] = fmt.Sprintf("%s in %s:%d", word.Unknown, s.File, s.Line)
+		default:
+			env.set(Var{Name: name, Value: value, Key: s.Key, File: s.File, Line: s.Line})
 		}
-		set(Var{Name: name, Value: value, Key: s.Key, File: s.File, Line: s.Line})
 	}
 }
 
@@ -184,7 +180,7 @@ var managerDirs = []string{"/etc/systemd", "/run/systemd", "/usr/local/lib/syste
 
 // defaults takes over DefaultEnvironment of systemd-system.conf(5), which every
 // service gets.
-func (u *Unit) defaults(set func(Var)) error {
+func (u *Unit) defaults(env *Env) error {
 	files := map[string]string{}
 	for _, dir := range slices.Backward(managerDirs) {
 		d, ok := u.files.dir(path.Join(dir, "system.conf.d"))
@@ -224,7 +220,7 @@ func (u *Unit) defaults(set func(Var)) error {
 		}, func(Problem) {})
 	}
 	for _, s := range settings {
-		if err := u.assignments(s, set); err != nil {
+		if err := u.assignments(s, env); err != nil {
 			return err
 		}
 	}

@@ -77,10 +77,14 @@ func ours(t testing.TB, root, name string) (view, *Unit) {
 		State: "loaded", Fragment: u.Fragment, DropIns: u.DropIns,
 		Environment: map[string]string{}, Commands: map[string][][]string{},
 	}
+	env := Env{vars: map[string]Var{}, unknown: map[string]string{}}
 	for _, s := range u.Values("Service", "Environment") {
-		if err := u.assignments(s, func(v2 Var) { v.Environment[v2.Name] = v2.Value }); err != nil {
+		if err := u.assignments(s, &env); err != nil {
 			t.Fatal(err)
 		}
+	}
+	for _, e := range env.Vars() {
+		v.Environment[e.Name] = e.Value
 	}
 	files, err := u.EnvFiles()
 	if err != nil {
@@ -316,5 +320,14 @@ func TestCommandsAreReadAsSystemdReadsThem(t *testing.T) {
 				t.Errorf("read otherwise (-systemd +ours):\n%.2000s\n%.2000s", diff, strings.Join(readings[name].Said, "\n"))
 			}
 		})
+	}
+}
+
+func chmod(t testing.TB, root string, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		if err := os.Chmod(filepath.Join(root, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

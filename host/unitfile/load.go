@@ -45,7 +45,7 @@ func load(f files, name string, host Host) (*Unit, error) {
 	if err != nil {
 		return nil, err
 	}
-	u := &Unit{Name: name, ID: name, files: f, host: host, commands: map[string][]command{}}
+	u := &Unit{Name: name, ID: name, files: f, host: host, commands: map[string][]Command{}}
 	if u.Fragment, err = m.fragment(asked); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}

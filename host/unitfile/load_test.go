@@ -351,10 +351,10 @@ func TestBadSettingsAreToldWithFileAndLine(t *testing.T) {
 		{tree{etc + "kubelet.service": start, etc + "kubelet.service.d/1.conf": "[Service]\nExecStart=\n"}, etc + "kubelet.service: no ExecStart"},
 		{tree{etc + "kubelet.service": "[Service]\nExecStart=$BIN a\n"}, etc + "kubelet.service:2: program is the variable $BIN, which systemd does not replace there"},
 		{tree{etc + "kubelet.service": "[Service]\nExecStart=${BIN}/kubelet a\n"}, etc + "kubelet.service:2: ExecStart: program ${BIN}/kubelet is neither a name nor an absolute path"},
-		{tree{etc + "kubelet.service": "[Service]\nExecStart=/bin/kubelet \\\n --a %b\n"}, etc + "kubelet.service:2: %b is not known from files"},
+		{tree{etc + "kubelet.service": "[Service]\nExecStart=/bin/%b/kubelet \\\n --a\n"}, etc + "kubelet.service:2: program: %b is not known from files"},
 		{tree{etc + "kubelet.service": "[Service]\nExecStart=/bin/kubelet %F\n"}, etc + "kubelet.service:2: ExecStart: %F: unknown specifier"},
 		{tree{etc + "kubelet.service": "[Service]\nExecStart=/bin/kubelet\n[x\n"}, etc + "kubelet.service:3: section header without ]"},
-		{tree{etc + "kubelet.service": "[Service]\nExecStart=/bin/kubelet %n\n", etc + "alias.service": "-> kubelet.service"}, etc + "kubelet.service:2: %n of a unit with several names is not known from files"},
+		{tree{etc + "kubelet.service": "[Service]\nExecStart=/bin/%n\n", etc + "alias.service": "-> kubelet.service"}, etc + "kubelet.service:2: program: %n of a unit with several names is not known from files"},
 	} {
 		u, err := Load(fsys.Tree(c.files.write(t)), "kubelet.service", Host{})
 		if err != nil {

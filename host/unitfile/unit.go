@@ -45,7 +45,7 @@ type Unit struct {
 	files    files
 	host     Host
 	names    []string // all names, Name and ID too
-	commands map[string][]command
+	commands map[string][]Command
 	refused  *BadSetting // why systemd does not load it
 }
 

@@ -244,6 +244,9 @@ func write(t testing.TB, file string, data []byte, mode fs.FileMode) {
 	if err := os.WriteFile(file, data, mode); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.Chmod(file, mode); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // Skip skips the test with the reason, or fails it if
