@@ -387,7 +387,7 @@ func onPipe(t *testing.T, s *Server) (client net.Conn, ended <-chan struct{}) {
 
 func newTestClient(s *Server, conn net.Conn) *client {
 	cl := &client{conn: conn, counters: &s.streamC, pending: make(chan struct{}, maxPending)}
-	s.clients.add(cl)
+	s.clients.add(cl, s.now())
 	return cl
 }
 
@@ -505,18 +505,60 @@ func TestAClientsQuestionsAreBounded(t *testing.T) {
 
 func TestClientsAreBounded(t *testing.T) {
 	s := offline(t, addresses(1))
-	ours, theirs := net.Pipe()
-	defer func() { _ = theirs.Close() }()
 	var last *client
 	for range maxClients {
+		ours, theirs := net.Pipe()
+		defer func() { _ = theirs.Close() }()
 		last = newTestClient(s, ours)
 	}
-	if s.clients.add(&client{conn: ours}) {
+	now := time.Duration(last.last.Load())
+	ours, theirs := net.Pipe()
+	defer func() { _ = theirs.Close() }()
+	next := func() *client { return &client{conn: ours, pending: make(chan struct{}, maxPending)} }
+	if s.clients.add(next(), now) {
 		t.Errorf("client %d was let in", maxClients+1)
 	}
 	s.clients.remove(last)
-	if !s.clients.add(&client{conn: ours}) {
+	if !s.clients.add(next(), now) {
 		t.Error("there is room and nobody is let in")
+	}
+}
+
+// One that keeps all connections open and asks nothing does not keep others
+// out: the one idle for longest makes room. One that waits is not idle.
+func TestAnIdleClientMakesRoom(t *testing.T) {
+	s := offline(t, addresses(1))
+	theirs := map[*client]net.Conn{}
+	var oldest, waits *client
+	for i := range maxClients {
+		a, b := net.Pipe()
+		defer func() { _ = b.Close() }()
+		c := newTestClient(s, a)
+		c.last.Store(int64(time.Minute))
+		theirs[c] = b
+		switch i {
+		case 0:
+			waits = c
+			c.last.Store(0)
+			c.pending <- struct{}{}
+		case 1:
+			oldest = c
+			c.last.Store(int64(time.Second))
+		}
+	}
+	a, b := net.Pipe()
+	defer func() { _ = b.Close() }()
+	if !s.clients.add(&client{conn: a}, time.Minute) {
+		t.Fatal("nobody made room")
+	}
+	if _, err := theirs[oldest].Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("the one idle for longest: %v, want the end", err)
+	}
+	if _, ok := s.clients.open[waits]; !ok || s.clients.count() != maxClients {
+		t.Errorf("one that waits was closed, or there are %d", s.clients.count())
+	}
+	if s.clients.add(&client{conn: a}, time.Minute) {
+		t.Error("let in where all are busy")
 	}
 }
 

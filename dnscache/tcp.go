@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"nodelocaldns/dnscache/cache"
@@ -20,6 +21,10 @@ const (
 	// idleTimeout is how long a client may take for its next query, whole: a
 	// few seconds for those who ask more, not for ever for those who do not.
 	idleTimeout = 10 * time.Second
+	// idleEnough is how long a client must have asked nothing to make room for
+	// another one when there are maxClients: else a pod that keeps connections
+	// open would have them all.
+	idleEnough = time.Second
 	// writeTimeout ends clients that do not read.
 	writeTimeout = 2 * time.Second
 	// maxPending bounds the questions of one client that wait for upstream.
@@ -38,6 +43,7 @@ type client struct {
 	conn     net.Conn
 	counters *counters
 	pending  chan struct{} // one token a question that waits
+	last     atomic.Int64  // when it came or last asked, on the server's clock
 
 	mu  sync.Mutex // held while writing
 	out []byte
@@ -65,7 +71,7 @@ func (s *Server) accept(ctx context.Context, l *net.TCPListener) {
 		}
 		failing = false
 		c := &client{conn: conn, counters: &s.streamC, pending: make(chan struct{}, maxPending)}
-		if !s.clients.add(c) {
+		if !s.clients.add(c, s.now()) {
 			_ = conn.Close()
 			continue
 		}
@@ -100,6 +106,7 @@ func (c *client) serve(ctx context.Context, s *Server) {
 		if _, err := io.ReadFull(r, in[:n]); err != nil {
 			break
 		}
+		c.last.Store(int64(s.now()))
 		if !c.query(s, &q, in[:n]) {
 			break
 		}
@@ -160,16 +167,36 @@ func (c *client) write(msg []byte) error {
 // maxKeptBuffer is the largest reply buffer that a connection keeps.
 const maxKeptBuffer = 4096
 
-func (c *clients) add(cl *client) bool {
+// add lets a client in, in place of an idle one where there are too many. It
+// is false where all are busy.
+func (c *clients) add(cl *client, now time.Duration) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.open) >= maxClients {
+	if len(c.open) >= maxClients && !c.closeIdle(now) {
 		return false
 	}
 	if c.open == nil {
 		c.open = map[*client]struct{}{}
 	}
+	cl.last.Store(int64(now))
 	c.open[cl] = struct{}{}
+	return true
+}
+
+// closeIdle closes the client that has asked nothing for longest. c.mu is held.
+func (c *clients) closeIdle(now time.Duration) bool {
+	var idle *client
+	at := int64(now - idleEnough)
+	for cl := range c.open {
+		if last := cl.last.Load(); last <= at && len(cl.pending) == 0 {
+			idle, at = cl, last
+		}
+	}
+	if idle == nil {
+		return false
+	}
+	delete(c.open, idle)
+	_ = idle.conn.Close() // its reader ends
 	return true
 }
 
