@@ -36,7 +36,8 @@ type DurableDeps struct {
 	Now func() time.Time
 
 	Node   kubelet.Node  // its Tree is that of Root
-	Files  kubelet.Files // nil: those of Root
+	Files  kubelet.Files // what the steps write with; nil: the files of Root
+	State  journal.Files // where the journal and the off switch are; nil: StateDir
 	Verify kubelet.Verifier
 
 	LockWait time.Duration // as Deps.LockWait
@@ -65,6 +66,7 @@ type Durable struct {
 	cfg     DurableConfig
 	deps    DurableDeps
 	files   kubelet.Files
+	state   journal.Files
 	journal *journal.Journal
 }
 
@@ -79,11 +81,12 @@ func NewDurable(cfg DurableConfig, d DurableDeps) *Durable {
 		files = kubelet.DirFiles(d.Node.Tree)
 	}
 	n := &Durable{cfg: cfg, deps: d, files: files}
-	n.journal = journal.New(n.state(), journalFile)
+	if n.state = d.State; n.state == nil {
+		n.state = fsys.Dir(filepath.Join(d.Root, d.StateDir))
+	}
+	n.journal = journal.New(n.state, journalFile)
 	return n
 }
-
-func (n *Durable) state() fsys.Dir { return fsys.Dir(filepath.Join(n.deps.Root, n.deps.StateDir)) }
 
 // Check looks at every step of the plan, and at the records that the plan does
 // not cover, as Node.Check does.
@@ -105,7 +108,7 @@ func (n *Durable) Check(ctx context.Context) ([]engine.Status, error) {
 
 // Off says whether the off switch is set, as Node.Off does.
 func (n *Durable) Off() (bool, error) {
-	_, err := n.state().ReadFile(offFile)
+	_, err := n.state.ReadFile(offFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -131,7 +134,7 @@ func (n *Durable) Apply(ctx context.Context, steps ...string) error {
 	if plan, err = pick(plan, steps); err != nil {
 		return err
 	}
-	if err := n.state().Remove(offFile); err != nil {
+	if err := n.state.Remove(offFile); err != nil {
 		return err
 	}
 	return n.engine(plan).Apply(ctx)
@@ -141,7 +144,7 @@ func (n *Durable) Apply(ctx context.Context, steps ...string) error {
 // ones, as Node.Rollback does.
 func (n *Durable) Rollback(ctx context.Context, keep ...string) error {
 	text := fmt.Appendf(nil, "rollback at %s\n", n.deps.Now().UTC().Format(time.RFC3339))
-	if err := n.state().WriteAtomic(offFile, text, 0o644); err != nil {
+	if err := n.state.WriteAtomic(offFile, text, 0o644); err != nil {
 		return err
 	}
 	lock, err := n.lock(ctx)

@@ -132,15 +132,16 @@ func (f *found) configFile() (Change, error) {
 	}, nil
 }
 
-// literal says which arguments of ExecStart are --cluster-dns and can be taken
-// out of it: those that are not among the words of a $VAR. inside are the
-// others.
-func (f *found) literal() (words map[int]bool, inside int) {
+// literal says which words of ExecStart are --cluster-dns and can be taken out
+// of it: those that are not among the words of a $VAR. inside are the servers
+// that the others name.
+func (f *found) literal() (words map[int]bool, inside []netip.Addr) {
 	words = map[int]bool{}
 	for _, fl := range f.dns {
 		from, to := f.args[fl.first], f.args[fl.last]
 		if from.Var != "" || to.Var != "" {
-			inside++
+			entries, _, _ := serversOf([]flag{fl})
+			inside = append(inside, parseServers(entries)...)
 			continue
 		}
 		words[from.Word], words[to.Word] = true, true
@@ -155,14 +156,13 @@ func (f *found) edited() (string, error) {
 		return "", refuse("start the kubelet once, then run this again", "the arguments of %s are not known", f.Unit)
 	}
 	drop, inside := f.literal()
-	value := join(f.Target)
-	if inside > 0 {
-		// The flags in variables come later and append to ours.
-		value = join(f.want.Addresses)
+	value := f.Target
+	if n := len(value) - len(inside); n > 0 && slices.Equal(value[n:], inside) {
+		value = value[:n] // the flags in variables come later and append these to ours
 	}
 	// A comma needs no quotes in ExecStart, and an address has no other
 	// special character.
-	flag := "--" + clusterDNS + "=" + value
+	flag := "--" + clusterDNS + "=" + join(value)
 
 	raw := f.cmd.Setting.Raw
 	var out strings.Builder

@@ -55,7 +55,7 @@ func (f *found) findEmbedded(ctx context.Context) error {
 	f.setConfig(c)
 	if len(f.ours) > 0 {
 		if c, err := readConfig(f.node.Tree, "", f.dir, nil); err == nil {
-			f.Now = parseServers(c.list)
+			f.Now, f.NowFrom = parseServers(c.list), "clusterDNS in "+c.file
 		}
 	}
 	if f.node.Running != nil {
@@ -97,7 +97,7 @@ func (f *found) rancher(name string) (rancherSettings, error) {
 	}
 	commands, err := f.unit.Commands("ExecStart")
 	if err != nil || len(commands) != 1 {
-		return out, refuse("mend the unit first: systemctl status "+f.Unit, "%s is broken without us: %v", f.Unit, err)
+		return out, refuse("mend the unit first: systemctl status "+f.Unit, "%s would not start, or what it would start cannot be told: %v", f.Unit, err)
 	}
 	args, err := commands[0].Expand(env)
 	if err != nil {

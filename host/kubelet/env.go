@@ -199,7 +199,7 @@ func (f *found) cut(value, name string) (string, error) {
 		at = words[fl.last-first].end
 	}
 	out.WriteString(value[at:])
-	return out.String(), nil
+	return strings.TrimLeft(out.String(), " \t\n\r"), nil
 }
 
 // A span is a word of a variable's value and its place.

@@ -83,9 +83,10 @@ type Facts struct {
 	Backend    Backend
 
 	Now     []netip.Addr // whom pods ask that start now; none: those of the node
+	NowFrom string       // what makes them: a flag, a variable or a key, and its file
 	Base    []netip.Addr // whom they would ask without us, other node-local caches left out
 	Source  Source       // what told Base
-	Where   string       // the same in words: a flag, a variable or a key, and its file
+	Where   string       // the same in words
 	Target  []netip.Addr // whom they will ask: ours, then Base
 	Cut     []netip.Addr // of Base, for which there was no room
 	Already bool         // they would ask Target without us: there is nothing to do
@@ -298,7 +299,7 @@ func (f *found) setBase(entries []string, source Source, where string) {
 	f.list = parseServers(entries)
 	f.Source, f.Where = source, where
 	f.Base = Base(f.list, f.want.Addresses)
-	f.Now = f.list
+	f.Now, f.NowFrom = f.list, where
 	f.dropped(entries, where)
 }
 
@@ -368,14 +369,15 @@ func (f *found) running() error {
 		if f.Source == "" && conf == f.conf && dir == f.dir {
 			f.setConfig(c)
 		}
-		f.Now = parseServers(c.list)
+		f.Now, f.NowFrom = parseServers(c.list), "clusterDNS in "+c.file
 		return nil
 	}
 	now := parseServers(entries)
-	if len(now) == 0 || now[0] != f.want.Addresses[0] {
+	// With our file there, the list is most likely what we made it, perhaps
+	// with an older address of ours: then the files tell what is not ours.
+	if mine := len(f.ours) > 0 && f.Source != ""; !mine && (len(now) == 0 || now[0] != f.want.Addresses[0]) {
 		files, had := f.list, f.Source
-		f.setBase(entries, FromRunning, "")
-		f.Where = f.runningWhere()
+		f.setBase(entries, FromRunning, f.runningWhere())
 		if had != "" && !slices.Equal(files, now) {
 			f.note("the running kubelet asks %s, its files now say %s: they count from its next start", named(now), named(files))
 		}
@@ -384,7 +386,7 @@ func (f *found) running() error {
 			f.list = now
 		}
 	}
-	f.Now = now
+	f.Now, f.NowFrom = now, f.runningWhere()
 	return nil
 }
 
@@ -396,7 +398,7 @@ func (f *found) nowByFiles() {
 	}
 	g := &found{node: f.node, want: f.want, unit: all, Facts: Facts{Unit: f.Unit}, whole: true}
 	if g.command() == nil && g.expand() == nil && g.readFiles() == nil {
-		f.Now = g.Now
+		f.Now, f.NowFrom = g.Now, g.NowFrom
 	}
 }
 
@@ -455,7 +457,7 @@ func (f *found) ask(ctx context.Context) error {
 	}
 	next := "set cluster.dns in our configuration to the address of the service kube-system/kube-dns"
 	if slices.ContainsFunc(f.list, func(a netip.Addr) bool {
-		return slices.Contains(nodeLocal, a) && !slices.Contains(f.want.Addresses, a)
+		return isNodeLocal(a) && !slices.Contains(f.want.Addresses, a)
 	}) {
 		next += ", and turn the other node-local cache off when pods no longer name it"
 	}

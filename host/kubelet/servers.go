@@ -11,8 +11,7 @@ import (
 // With more it cuts the list and complains for each pod.
 const MaxServers = 3
 
-// nodeLocal are addresses at which other node-local caches answer: never
-// kube-dns, wherever they are found.
+// nodeLocal are the addresses at which node-local caches are known to answer.
 var nodeLocal = []netip.Addr{
 	netip.AddrFrom4([4]byte{169, 254, 20, 10}), // the DaemonSet's default, and ours
 	netip.AddrFrom4([4]byte{169, 254, 25, 10}), // kubespray's default
@@ -53,12 +52,16 @@ func parseServer(text string) (netip.Addr, bool) {
 	return a.Unmap(), true
 }
 
+// isNodeLocal says that the address means this node. That of a service is never
+// link-local: no other node could route it.
+func isNodeLocal(a netip.Addr) bool { return slices.Contains(nodeLocal, a) || a.IsLinkLocalUnicast() }
+
 // Base is list without ours and without the addresses of other node-local
 // caches, each once, in order: who answers when we do not.
 func Base(list, ours []netip.Addr) []netip.Addr {
 	var out []netip.Addr
 	for _, a := range list {
-		if !slices.Contains(ours, a) && !slices.Contains(nodeLocal, a) && !slices.Contains(out, a) {
+		if !slices.Contains(ours, a) && !isNodeLocal(a) && !slices.Contains(out, a) {
 			out = append(out, a)
 		}
 	}

@@ -131,13 +131,13 @@ func (s *Step) Check(ctx context.Context) (step.Finding, error) {
 		return blocked("run nodelocaldns rollback, then apply", "%s still has our change, and now %s is to have it", theirs, c.Path), nil
 	}
 	if c.Path == "" {
-		return step.Finding{Why: fmt.Sprintf("pods ask %s already (%s)", named(f.Now), f.Where)}, nil
+		return step.Finding{Why: fmt.Sprintf("pods ask %s already (%s)", named(f.Now), f.NowFrom)}, nil
 	}
 	now, err := s.look(c.Path)
 	if err != nil {
 		return step.Finding{}, err
 	}
-	finding := step.Finding{Why: why(f, c)}
+	finding := step.Finding{Why: why(f, c, false)}
 	if now.blocked != "" {
 		return blocked(now.hint, "%s", now.blocked), nil
 	}
@@ -146,6 +146,7 @@ func (s *Step) Check(ctx context.Context) (step.Finding, error) {
 		return step.Finding{}, err
 	}
 	if now.file != nil && slices.Equal(now.file.Data, c.Content) && len(stale) == 0 {
+		finding.Why = why(f, c, true)
 		return finding, nil
 	}
 	was := before{Path: c.Path, Dirs: now.dirs}
@@ -176,36 +177,50 @@ func blocked(hint, format string, args ...any) step.Finding {
 	return step.Finding{State: step.Blocked, Why: fmt.Sprintf(format, args...), Hint: hint}
 }
 
-// why is the one line for plan and status.
-func why(f Facts, c Change) string {
-	if f.Later {
+// why is the one line for plan and status. there says that the file is.
+func why(f Facts, c Change, there bool) string {
+	switch {
+	case f.Later:
 		return c.Path + ": the list is found when the kubelet first starts"
+	case there && slices.Equal(f.Now, f.Target):
+		return fmt.Sprintf("%s: pods ask %s (%s: %s)", c.Path, join(f.Target), f.Unit, f.Backend)
 	}
-	return fmt.Sprintf("%s: pods ask %s (%s: %s)", c.Path, join(f.Target), f.Unit, f.Backend)
+	return fmt.Sprintf("%s: pods will ask %s from the next start of the kubelet (%s: %s)", c.Path, join(f.Target), f.Unit, f.Backend)
 }
 
 // diff is for plan: whom pods ask, and the file line by line.
 func diff(f Facts, c Change, had []byte) string {
 	var out strings.Builder
 	if !f.Later {
-		from := "those of the node"
-		if len(f.Now) > 0 {
-			from = join(f.Now)
+		now, from := join(f.Now), f.NowFrom
+		if len(f.Now) == 0 {
+			now, from = "those of the node", "no cluster DNS"
 		}
-		fmt.Fprintf(&out, "- %s  %s\n+ %s  --cluster-dns, by %s\n", from, f.Where, join(f.Target), c.Path)
+		fmt.Fprintf(&out, "- %s  %s\n+ %s  %s\n", now, from, join(f.Target), f.Backend)
 	}
-	old, now := strings.Split(string(had), "\n"), strings.Split(string(c.Content), "\n")
+	old, now := lines(had, c.Theirs), lines(c.Content, c.Theirs)
 	for _, l := range old {
-		if l != "" && !slices.Contains(now, l) {
+		if !slices.Contains(now, l) {
 			out.WriteString("- " + l + "\n")
 		}
 	}
 	for _, l := range now {
-		if l != "" && !strings.HasPrefix(l, "#") && !slices.Contains(old, l) {
+		if !slices.Contains(old, l) {
 			out.WriteString("+ " + l + "\n")
 		}
 	}
 	return out.String()
+}
+
+// lines are the lines of a file; comments only where the file is not ours.
+func lines(data []byte, comments bool) []string {
+	var out []string
+	for l := range strings.Lines(string(data)) {
+		if l = strings.TrimRight(l, "\r\n"); l != "" && (comments || !strings.HasPrefix(l, "#")) {
+			out = append(out, l)
+		}
+	}
+	return out
 }
 
 // knows says whether the content is what was before us, or what we left.

@@ -70,7 +70,7 @@ func (f *found) system() error {
 }
 
 func refuseMCO() error {
-	return refuse("configure dns.operator/default instead: OpenShift runs a node-local cache of its own; kubelet.backend: dropin overrides this",
+	return refuse("the DaemonSet dns-default of OpenShift answers on each node already; kubelet.backend: dropin overrides this refusal",
 		"the Machine Config Operator of OpenShift owns the kubelet's unit")
 }
 
@@ -168,7 +168,7 @@ func (f *found) command() error {
 	mend := fmt.Sprintf("mend the unit first: systemctl cat %s; systemctl status %s", f.Unit, f.Unit)
 	commands, err := f.unit.Commands("ExecStart")
 	if err != nil {
-		return refuse(mend, "%s is broken without us: %v", f.Unit, err)
+		return refuse(mend, "%s would not start, or what it would start cannot be told: %v", f.Unit, err)
 	}
 	if len(commands) != 1 {
 		return refuse(mend, "%s has %d commands in ExecStart, where a kubelet is one", f.Unit, len(commands))

@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -35,7 +36,8 @@ var update = flag.Bool("update", false, "write what is found into the golden fil
 // and what must come of it.
 //
 //	tree/…    the files
-//	want      backend NAME, address ADDR: what we ask for, if it is not the default
+//	want      backend NAME, address ADDR: what we ask for, if it is not the
+//	          default; host NAME: what the node is called
 //	running   the arguments of the running kubelet, one a line
 //	service   the addresses of the kube-dns service
 //	links     NAME TARGET: symbolic links
@@ -46,6 +48,7 @@ type layout struct {
 	archive *txtar.Archive
 	root    string
 	want    kubelet.Want
+	host    unitfile.Host
 	running *kubelet.Process
 	service []netip.Addr
 	after   []string
@@ -107,6 +110,8 @@ func read(t *testing.T, file string) *layout {
 			l.want.Backend = kubelet.Backend(value)
 		case "address":
 			l.want.Addresses = append(l.want.Addresses, netip.MustParseAddr(value))
+		case "host":
+			l.host.Hostname = value
 		default:
 			t.Fatalf("no such want: %s", line)
 		}
@@ -134,7 +139,7 @@ func must(t *testing.T, err error) {
 func (l *layout) path(name string) string { return filepath.Join(l.root, name) }
 
 func (l *layout) node() kubelet.Node {
-	n := kubelet.Node{Tree: fsys.Tree(l.root)}
+	n := kubelet.Node{Tree: fsys.Tree(l.root), Host: l.host}
 	if l.running != nil {
 		n.Running = func(string) (*kubelet.Process, error) { return l.running, nil }
 	}
@@ -147,7 +152,15 @@ func (l *layout) node() kubelet.Node {
 func (l *layout) durable(want kubelet.Want, files kubelet.Files) *host.Durable {
 	d := host.RootDeps(l.root, slog.New(slog.DiscardHandler))
 	d.Node, d.Files = l.node(), files
+	if l.linkedDir() || l.host != (unitfile.Host{}) {
+		d.Verify = nil // systemd-analyze would look outside the tree
+	}
 	return host.NewDurable(host.DurableConfig{Kubelet: &want}, d)
+}
+
+// linkedDir says that the directory of drop-ins is a link.
+func (l *layout) linkedDir() bool {
+	return slices.ContainsFunc(l.section("links"), func(line string) bool { return strings.Contains(line, ".d ") })
 }
 
 // dump is the whole tree without our own state: names, kinds, modes, owners
@@ -205,6 +218,7 @@ func result(f kubelet.Facts, c kubelet.Change, err error) []txtar.File {
 	line("pid", f.PID)
 	line("kubeconfig", f.Kubeconfig)
 	line("now", list(f.Now))
+	line("now from", f.NowFrom)
 	line("base", list(f.Base))
 	line("source", f.Source)
 	line("where", f.Where)
@@ -270,6 +284,9 @@ func TestEveryLayoutIsUnderstoodOrRefused(t *testing.T) {
 			if facts.Backend == kubelet.ByEnv && err == nil && change.Path != "" {
 				got = append(got, l.start(t, facts)...)
 			}
+			if slices.Contains(l.after, "read-only") {
+				got = append(got, l.readOnly(t, before))
+			}
 			l.golden(t, name, got)
 			if err != nil || change.Path == "" || !strings.HasPrefix(finding, "pending") {
 				return
@@ -330,6 +347,35 @@ func (l *layout) start(t *testing.T, f kubelet.Facts) []txtar.File {
 		return []txtar.File{{Name: "result/no-kubelet.env", Data: []byte(err.Error() + "\n")}}
 	}
 	return []txtar.File{{Name: "result" + kubelet.EnvFile, Data: text}}
+}
+
+// readOnly applies to a tree where nothing can be written.
+func (l *layout) readOnly(t *testing.T, before string) txtar.File {
+	t.Helper()
+	err := l.durable(l.want, fails{kubelet.DirFiles(fsys.Tree(l.root)), syscall.EROFS}).Apply(t.Context())
+	var h interface{ Hint() string }
+	if !errors.As(err, &h) {
+		t.Fatalf("apply: %v; want an error with a hint", err)
+	}
+	if diff := cmp.Diff(before, l.dump(t)); diff != "" {
+		t.Errorf("the tree (-before +after):\n%s", diff)
+	}
+	must(t, l.durable(l.want, nil).Rollback(t.Context()))
+	return txtar.File{Name: "result/apply", Data: []byte("error: " + err.Error() + "\nhint: " + h.Hint() + "\n")}
+}
+
+// fails are files of which none can be made.
+type fails struct {
+	kubelet.Files
+	err error
+}
+
+func (f fails) Mkdir(name string) error {
+	return &fs.PathError{Op: "mkdir", Path: name, Err: f.err}
+}
+
+func (f fails) Write(name string, _ kubelet.Content, _ string) error {
+	return &fs.PathError{Op: "open", Path: name, Err: f.err}
 }
 
 // judged applies the plan for real and takes it back, with systemd as the
@@ -402,10 +448,13 @@ func (l *layout) asked(t *testing.T, f kubelet.Facts) {
 func (l *layout) reading(t *testing.T, unit string) judge.Reading {
 	t.Helper()
 	r := judge.Read(t, l.root, unit)[unit]
-	if slices.ContainsFunc(l.section("links"), func(line string) bool { return strings.Contains(line, ".d ") }) {
-		return judge.Reading{} // it tests links to directories from outside the tree
+	if l.linkedDir() {
+		return judge.Reading{} // it follows links to directories outside the tree
 	}
-	u, err := unitfile.Load(fsys.Tree(l.root), unit, unitfile.Host{})
+	if l.host != (unitfile.Host{}) {
+		return judge.Reading{} // it knows this machine's name
+	}
+	u, err := unitfile.Load(fsys.Tree(l.root), unit, l.host)
 	must(t, err)
 	commands, err := u.Commands("ExecStart")
 	must(t, err)
