@@ -20,7 +20,7 @@ const (
 	// lateBudget is how long upstream is listened to. A reply that comes too
 	// late for those who asked is there for those who ask again.
 	lateBudget = 3 * time.Second
-	// maxFlights bounds the upstream questions under way, and with some 20 KiB
+	// maxFlights bounds the upstream questions under way, and with some 30 KiB
 	// each what a flood of misses costs.
 	maxFlights = 4096
 	// maxWaiters bounds those who wait for one of them.
