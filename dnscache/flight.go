@@ -22,7 +22,7 @@ const (
 	lateBudget = 3 * time.Second
 	// maxFlights bounds the upstream questions under way, and with some 30 KiB
 	// each what a flood of misses costs.
-	maxFlights = 4096
+	maxFlights = 2048
 	// maxWaiters bounds those who wait for one of them.
 	maxWaiters = 4096
 )
@@ -134,28 +134,34 @@ func (f *flights) closeForNew() {
 	f.closed = true
 }
 
-// land keeps the entry and gives it to those who still wait. A second landing
-// has nobody left to tell, and may find an answer that another flight brought:
-// it only ever adds one. What servers say that a reload has replaced meanwhile
-// is not kept.
+// land keeps the entry and gives it to those who wait. A second landing finds
+// that its own have been told; an answer then goes to those who have asked again
+// since, and anything else is dropped. What servers say that a reload has
+// replaced meanwhile is not kept.
 func (s *Server) land(fl *flight, e *cache.Entry, failure bool) {
 	f := &s.flights
 	f.mu.Lock()
-	waiters := fl.waiters
-	late := waiters == nil
-	if late && e.Class() != cache.Success && e.Class() != cache.Denial {
+	name, _ := wire.SplitKey(fl.key)
+	current := s.state.Load().routes.find(name) == fl.route
+	if fl.waiters == nil {
+		if class := e.Class(); class != cache.Success && class != cache.Denial || !current {
+			f.mu.Unlock()
+			return
+		}
+		fl = f.byKey[string(fl.key)] // who have asked again, if any
+	}
+	if had := s.cache.Get(e.Key()); e.Class() == cache.Failure && had != nil && had.Fresh(s.now()) && had.Class() != cache.Failure {
+		e = had // an earlier flight's late answer is better than our failure
+	} else if current {
+		s.cache.Put(e) // before the flight is gone, so that nobody can miss both
+	}
+	if fl == nil {
 		f.mu.Unlock()
 		return
 	}
-	if !late {
-		defer f.waiting.Done()
-	}
+	defer f.waiting.Done()
+	waiters := fl.waiters
 	fl.waiters = nil
-	// Kept before the flight is gone, so that nobody can miss both.
-	name, _ := wire.SplitKey(fl.key)
-	if s.state.Load().routes.find(name) == fl.route {
-		s.cache.Put(e)
-	}
 	if f.byKey[string(fl.key)] == fl {
 		delete(f.byKey, string(fl.key))
 	}

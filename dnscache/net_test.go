@@ -567,7 +567,7 @@ func burst(t *testing.T, at netip.AddrPort) net.Conn {
 	t.Helper()
 	c := dial(t, "udp", at)
 	// The replies need as much room as the queries.
-	(&packetSocket{conn: c.(*net.UDPConn)}).growBuffer(slog.New(slog.DiscardHandler))
+	(&packetSocket{conn: c.(*net.UDPConn)}).growBuffer()
 	for i := range 400 {
 		pkt := packet(t, "web.ns.svc.cluster.local.", []string{"A", "AAAA"}[i%2])
 		binary.BigEndian.PutUint16(pkt, uint16(i))
@@ -588,7 +588,7 @@ func TestABurstIsAnsweredToTheLastPacket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.packets[0].growBuffer(s.log)
+	s.packets[0].growBuffer()
 	if size := receiveBufferOf(t, in); size < 2*receiveBuffer {
 		if os.Getenv("NODELOCALDNS_REQUIRE_ROOT") == "1" {
 			t.Fatalf("the receive buffer has only %d bytes", size)

@@ -138,9 +138,7 @@ func (s *Server) Serve(ctx context.Context) error {
 		}
 	}
 	defer s.closeSockets()
-	for _, p := range s.packets {
-		p.growBuffer(s.log)
-	}
+	s.growBuffers()
 	close(s.ready)
 	// SIGTERM must not cost the replies to what was read before it.
 	reading, stopReading := context.WithCancel(ctx)

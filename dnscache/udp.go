@@ -2,7 +2,6 @@ package dnscache
 
 import (
 	"errors"
-	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -85,25 +84,36 @@ func (c packetPeer) deliver(q *wire.Query, e *cache.Entry, now time.Duration) {
 var buffers = sync.Pool{New: func() any { return new([wire.MaxUDP]byte) }}
 
 // growBuffer makes room for bursts: beyond net.core.rmem_max where the process
-// may (CAP_NET_ADMIN), else up to it, and says so when that is not enough.
-func (p *packetSocket) growBuffer(log *slog.Logger) {
+// may (CAP_NET_ADMIN), else up to it. It returns how much there is.
+func (p *packetSocket) growBuffer() (size int) {
 	raw, err := p.conn.SyscallConn()
 	if err != nil {
-		return
+		return 0
 	}
 	_ = raw.Control(func(fd uintptr) {
-		if size, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF); err == nil && size >= 2*receiveBuffer {
-			return // systemd's ReceiveBuffer=; the kernel counts each byte twice (socket(7))
+		room := func() int { // the kernel counts each byte twice (socket(7))
+			n, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF)
+			return n / 2
 		}
-		if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) == nil {
-			return
+		// It may be large already, by systemd's ReceiveBuffer=.
+		if room() < receiveBuffer && unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
 		}
-		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
-		if size, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF); err == nil && size < 2*receiveBuffer {
-			log.Warn("small receive buffer: bursts of queries may be dropped", "address", p.conn.LocalAddr(),
-				"bytes", size/2, "wanted", receiveBuffer, "hint", "raise net.core.rmem_max, or grant CAP_NET_ADMIN")
-		}
+		size = room()
 	})
+	return size
+}
+
+// growBuffers makes room on all sockets and says so where it is too little.
+func (s *Server) growBuffers() {
+	smallest := receiveBuffer
+	for _, p := range s.packets {
+		smallest = min(smallest, p.growBuffer())
+	}
+	if smallest < receiveBuffer {
+		s.log.Warn("small receive buffer: bursts of queries may be dropped", "bytes", smallest, "wanted", receiveBuffer,
+			"hint", "raise net.core.rmem_max, or grant CAP_NET_ADMIN")
+	}
 }
 
 // drops is how many datagrams the kernel dropped at this socket, most of them

@@ -77,7 +77,7 @@ func (c *Cache) Get(key []byte) *Entry {
 	s.mu.RLock()
 	e := s.m[h]
 	s.mu.RUnlock()
-	if e == nil || string(e.key()) != string(key) {
+	if e == nil || string(e.Key()) != string(key) {
 		return nil
 	}
 	if !e.used.Load() {
@@ -90,7 +90,7 @@ func (c *Cache) Get(key []byte) *Entry {
 // then over a cap. An Uncached entry is not kept, but takes the place of the
 // one before: what upstream no longer says is no longer served.
 func (c *Cache) Put(e *Entry) {
-	e.hash = maphash.Bytes(c.seed, e.key())
+	e.hash = maphash.Bytes(c.seed, e.Key())
 	at := int(e.hash % shards)
 	s := &c.shards[at]
 	pool := e.pool()

@@ -218,7 +218,7 @@ func TestTheHashIsNotTheKey(t *testing.T) {
 	s := &c.shards[e.hash%shards]
 	s.m[e.hash] = entry(Success, 0, 2, 50)
 	if got := c.Get(testKey(1)); got != nil {
-		t.Errorf("asked for %x, got %x", testKey(1), got.key())
+		t.Errorf("asked for %x, got %x", testKey(1), got.Key())
 	}
 }
 

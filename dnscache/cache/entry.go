@@ -84,7 +84,8 @@ func (e *Entry) Zone() uint8 { return e.zone }
 // Fresh reports whether the entry may still be served at now.
 func (e *Entry) Fresh(now time.Duration) bool { return int64(now) < e.expires }
 
-func (e *Entry) key() []byte { return e.data[:e.keyLen] }
+// Key is the key it was made for; it is not to be changed.
+func (e *Entry) Key() []byte { return e.data[:e.keyLen] }
 
 func (e *Entry) cost() int64 { return entryOverhead + int64(cap(e.data)) }
 
