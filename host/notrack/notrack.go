@@ -24,13 +24,15 @@ const comment = "nodelocaldns"
 // hooks are the built-in chains that jump to ours. Requests come in by
 // PREROUTING and INPUT from pods and leave by OUTPUT from the node itself,
 // replies leave by OUTPUT: a firewall that lets only tracked packets out would
-// drop them without the rules for the reply direction.
+// drop them without the rules for the reply direction. For the same reason the
+// packets are let through before they are left untracked, and on the way back
+// tracked again before that ends.
 var hooks = []struct {
 	table, target string
 	from          []string
 }{
-	{table: "raw", target: "NOTRACK", from: []string{"PREROUTING", "OUTPUT"}},
 	{table: "filter", target: "ACCEPT", from: []string{"INPUT", "OUTPUT"}},
+	{table: "raw", target: "NOTRACK", from: []string{"PREROUTING", "OUTPUT"}},
 }
 
 // Config is what is wanted.
