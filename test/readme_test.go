@@ -70,7 +70,7 @@ func TestReadmeShowsTheDefaultConfiguration(t *testing.T) {
 }
 
 func TestReadmeListsEveryCommand(t *testing.T) {
-	command := regexp.MustCompile(`(?m)^  (\w+) +\w`)
+	command := regexp.MustCompile(`(?m)^  ([\w-]+) +\w`)
 	_, help, _ := strings.Cut(nodelocaldns(t, "--help"), "\ncommands:\n")
 	help, _, _ = strings.Cut(help, "\n\n")
 	var want, got []string
@@ -79,7 +79,7 @@ func TestReadmeListsEveryCommand(t *testing.T) {
 	}
 	_, table, _ := strings.Cut(readme(t), "\n| command |")
 	table, _, _ = strings.Cut(table, "\n\n")
-	for _, m := range regexp.MustCompile("(?m)^\\| `(\\w+)").FindAllStringSubmatch(table, -1) {
+	for _, m := range regexp.MustCompile("(?m)^\\| `([\\w-]+)").FindAllStringSubmatch(table, -1) {
 		if !slices.Contains(got, m[1]) {
 			got = append(got, m[1])
 		}

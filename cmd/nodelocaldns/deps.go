@@ -1,21 +1,26 @@
 package main
 
 // The only file that opens what is outside this process: netlink and the
-// rest of the node, the sockets systemd hands over, systemd's notify socket,
+// rest of the node, the API server (systemd is in systemd.go), the sockets systemd hands over, systemd's notify socket,
 // the ports of HTTP endpoints, other processes' entries in /proc.
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
+	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -26,16 +31,168 @@ import (
 	"nodelocaldns/cmd/nodelocaldns/internal/config"
 	"nodelocaldns/dnscache"
 	"nodelocaldns/host"
+	"nodelocaldns/host/kubelet"
+	"nodelocaldns/host/unitfile"
 )
 
-// node is this node with the runtime plan of cfg.
-func (a *app) node(cfg config.Config, log *slog.Logger) (*host.Node, error) {
+// plans are the plans of cfg for this node, or for the tree below --root. files
+// leaves the runtime plan out.
+func (a *app) plans(cfg config.Config, log *slog.Logger, files bool) (*plans, error) {
+	p := &plans{}
+	d, err := a.durableDeps(log)
+	if err != nil {
+		return nil, err
+	}
+	file, err := a.configForUnit()
+	if err != nil {
+		return nil, err
+	}
+	want := cfg.Durable(file)
+	p.node, p.durable = d.Node, host.NewDurable(want, d)
+	if p.ask.Addresses = cfg.PodsCanAsk(); want.Kubelet != nil {
+		p.ask = *want.Kubelet
+	}
+	if files || a.rootDir != "" {
+		return p, nil
+	}
 	deps, err := host.SystemDeps(log)
 	if err != nil {
 		return nil, err
 	}
 	deps.RunDir, deps.StateDir = a.runDir, a.stateDir
-	return host.New(cfg.Host(), deps)
+	p.runtime, err = host.New(cfg.Host(), deps)
+	return p, err
+}
+
+// askFor is how long the API server may take to name kube-dns, which it is
+// asked only where no file does.
+const askFor = 2 * time.Second
+
+func (a *app) durableDeps(log *slog.Logger) (host.DurableDeps, error) {
+	d := host.RootDeps(a.rootDir, log)
+	d.RunDir, d.StateDir = a.runDir, a.stateDir
+	_, missing := exec.LookPath("systemd-analyze")
+	if a.rootDir != "" {
+		if missing != nil {
+			// An image may be built where there is none. Our own reading of
+			// the unit, before and after, stands.
+			d.Verify = nil
+		}
+		return d, nil
+	}
+	var err error
+	if d.RunDir, err = filepath.Abs(a.runDir); err != nil {
+		return d, err
+	}
+	if d.StateDir, err = filepath.Abs(a.stateDir); err != nil {
+		return d, err
+	}
+	d.Root = "/"
+	d.Node = liveNode(askFor)
+	switch {
+	case booted():
+		d.Verify = manager{kubelet.Analyze{Tree: d.Node.Tree}}
+	case missing == nil:
+		d.Verify = kubelet.Analyze{Tree: d.Node.Tree}
+	default:
+		d.Verify = nil // no systemd: nobody to ask, and nobody to mislead
+	}
+	return d, nil
+}
+
+// liveNode is the node this process runs on. The API server is asked once, for
+// at most patience.
+func liveNode(patience time.Duration) kubelet.Node {
+	var once sync.Once
+	var list []netip.Addr
+	var err error
+	return kubelet.Node{
+		Tree:    "/",
+		Host:    thisHost(),
+		Running: kubelet.Running("/proc"),
+		Service: func(ctx context.Context, kubeconfig string) ([]netip.Addr, error) {
+			once.Do(func() {
+				ctx, cancel := context.WithTimeout(ctx, patience)
+				defer cancel()
+				list, err = kubelet.AskService(ctx, kubeconfig)
+			})
+			return list, err
+		},
+	}
+}
+
+// thisHost is what the specifiers of units stand for here. What cannot be read
+// is left out, and then a unit that has it is not understood.
+func thisHost() unitfile.Host {
+	var h unitfile.Host
+	h.Hostname, _ = os.Hostname()
+	if id, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err == nil {
+		h.BootID = strings.ReplaceAll(strings.TrimSpace(string(id)), "-", "")
+	}
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		h.Kernel = unix.ByteSliceToString(u.Release[:])
+	}
+	switch runtime.GOARCH {
+	case "amd64":
+		h.Arch = "x86-64"
+	default:
+		h.Arch = runtime.GOARCH
+	}
+	return h
+}
+
+// configForUnit is the --config that a unit must call us with, empty for the
+// default.
+func (a *app) configForUnit() (string, error) {
+	switch {
+	case a.configPath == defaultConfig:
+		return "", nil
+	case a.rootDir != "":
+		return path.Join("/", a.configPath), nil
+	}
+	return filepath.Abs(a.configPath)
+}
+
+// unitStarted is when the first of the processes of a unit was started, if it
+// has any.
+func unitStarted(unit string) (time.Time, bool) {
+	var first time.Time
+	groups, _ := filepath.Glob("/proc/[0-9]*/cgroup")
+	for _, name := range groups {
+		text, err := os.ReadFile(name)
+		if err != nil || !strings.Contains(strings.ReplaceAll(string(text), "\n", "/")+"/", "/"+unit+"/") {
+			continue
+		}
+		if at, err := processStarted(filepath.Dir(name)); err == nil && (first.IsZero() || at.Before(first)) {
+			first = at
+		}
+	}
+	return first, !first.IsZero()
+}
+
+// processStarted is when the process of a directory below /proc was started,
+// to a hundredth of a second.
+func processStarted(dir string) (time.Time, error) {
+	stat, err := os.ReadFile(filepath.Join(dir, "stat"))
+	if err != nil {
+		return time.Time{}, err
+	}
+	// pid (name) state …: starttime is the 22nd, and a name may have anything
+	// in it. It counts hundredths since boot (USER_HZ, proc(5)).
+	w := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	if len(w) < 20 {
+		return time.Time{}, fmt.Errorf("reading %s/stat: too short", dir)
+	}
+	ticks, err := strconv.ParseInt(w[19], 10, 64)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("reading %s/stat: %w", dir, err)
+	}
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		return time.Time{}, err
+	}
+	return time.Now().Add(time.Duration(ticks)*10*time.Millisecond - time.Duration(now.Nano())), nil
 }
 
 // privileged says whether this process may change the node at all: found out

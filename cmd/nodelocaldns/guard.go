@@ -1,20 +1,20 @@
 package main
 
 import (
-	"context"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
-
-	"nodelocaldns/host"
 )
 
 func (a *app) guardCommand() *cobra.Command {
 	var once bool
 	cmd := &cobra.Command{
 		Use:   "guard",
-		Short: "apply the plan and repair what others change, in the foreground",
-		Long: `Apply the plan and repair what others change, in the foreground. It takes
-nothing away when it ends: pods keep the address as long as they live.`,
+		Short: "apply the runtime plan and repair what others change, in the foreground",
+		Long: `Apply the runtime plan and repair what others change, in the foreground. The
+files that outlast a reboot are not its business: see apply. It takes nothing
+away when it ends: pods keep the address as long as they live.`,
 		Args: args(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.running(cmd); err != nil {
@@ -24,22 +24,29 @@ nothing away when it ends: pods keep the address as long as they live.`,
 			if err != nil {
 				return err
 			}
-			return a.change(cmd, cfg, func(ctx context.Context, node *host.Node) error {
-				g := node.Guard()
-				if once {
-					return g.Once(ctx)
-				}
-				go func() {
-					select {
-					case <-ctx.Done():
-					case <-g.Ready():
-						notify("READY=1", "STATUS="+g.String())
-					}
-				}()
-				err := g.Run(ctx)
-				notify("STOPPING=1")
+			if err := privileged(); err != nil {
 				return err
-			})
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+			defer stop()
+			p, err := a.plans(cfg, a.logger(), false)
+			if err != nil {
+				return err
+			}
+			g := p.runtime.Guard()
+			if once {
+				return g.Once(ctx)
+			}
+			go func() {
+				select {
+				case <-ctx.Done():
+				case <-g.Ready():
+					notify("READY=1", "STATUS="+g.String())
+				}
+			}()
+			err = g.Run(ctx)
+			notify("STOPPING=1")
+			return err
 		},
 	}
 	cmd.Flags().BoolVar(&once, "once", false, "one pass, then exit; 1 if something could not be done")

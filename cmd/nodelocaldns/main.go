@@ -66,6 +66,7 @@ func (a *app) commands() []*cobra.Command {
 		a.applyCommand(),
 		a.rollbackCommand(),
 		a.statusCommand(),
+		a.kubeletEnvCommand(),
 		a.configCommand(),
 		a.versionCommand(),
 		a.completionCommand(),
@@ -98,8 +99,8 @@ undoes it; guard keeps it so, and serve answers queries.`,
 	f.StringVar(&a.rootDir, "root", "", "take every path relative to `dir` and leave the running system alone")
 	f.Var(&enum[slog.Level]{&a.level, []string{"debug", "info", "warn", "error"}, parseLevel}, "log-level", "debug, info, warn or error")
 	f.Var(&enum[string]{&a.format, []string{"text", "json"}, func(s string) string { return s }}, "log-format", "text or json")
-	f.StringVar(&a.runDir, "run-dir", defaultRunDir, "`dir` of the control socket, the lock and the runtime journal; for tests and several instances on one machine")
-	f.StringVar(&a.stateDir, "state-dir", defaultStateDir, "`dir` of the off switch; for tests and several instances on one machine")
+	f.StringVar(&a.runDir, "run-dir", defaultRunDir, "`dir` of the control socket, the lock, the runtime journal and kubelet.env; for tests and several instances on one machine")
+	f.StringVar(&a.stateDir, "state-dir", defaultStateDir, "`dir` of the off switch and the journal of what outlasts a reboot; for tests and several instances on one machine")
 	for name, words := range map[string][]string{"log-level": {"debug", "info", "warn", "error"}, "log-format": {"text", "json"}} {
 		_ = root.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 	}
@@ -232,12 +233,12 @@ func (a *app) under(path string) string {
 }
 
 // running refuses --root for a command whose whole work is on the running
-// system: nothing it does outlasts a reboot, so there is no file to write.
+// system.
 func (a *app) running(cmd *cobra.Command) error {
 	if a.rootDir == "" {
 		return nil
 	}
-	return usagef("run it without --root; config and plan take --root", "%s works on the running system, --root leaves that alone", cmd.CommandPath())
+	return usagef("run it without --root; config, plan, apply, rollback, status and kubelet-env take --root", "%s works on the running system, --root leaves that alone", cmd.CommandPath())
 }
 
 func (a *app) helpCommand() *cobra.Command {

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/netip"
@@ -22,6 +24,7 @@ import (
 
 	"github.com/miekg/dns"
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/rogpeppe/go-internal/txtar"
 	"golang.org/x/sys/unix"
 )
 
@@ -45,11 +48,21 @@ func TestMain(m *testing.M) {
 	})
 }
 
+var update = flag.Bool("update", false, "write what the scripts compare with; review each by eye")
+
+// corpus is where the layouts of kubelets are, for the command layout.
+var corpus string
+
 func TestScript(t *testing.T) {
+	var err error
+	if corpus, err = filepath.Abs("../../test/kubelet/corpus"); err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
+		UpdateScripts:       *update,
 		Setup: func(env *testscript.Env) error {
 			// With the race detector a process waits a second before it
 			// exits, for races that are just being reported; -race finds
@@ -74,6 +87,7 @@ func TestScript(t *testing.T) {
 			"signal":  signalCmd,
 			"replace": replaceCmd,
 			"netns":   netnsCmd,
+			"layout":  layoutCmd,
 		},
 	})
 }
@@ -171,6 +185,57 @@ func netnsCmd(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Defer(func() { _ = exec.Command("ip", "netns", "del", name).Run() })
 	ts.Check(exec.Command("ip", "-n", name, "link", "set", "lo", "up").Run())
 	ts.Setenv("NS", name)
+}
+
+// layout DIR NAME makes the file tree of a node from the corpus of kubelets, and
+// gives it to a user without rights: $AS runs a program as that user, or as
+// ourselves where we have no rights anyway.
+func layoutCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: layout dir name")
+	}
+	dir := ts.MkAbs(args[0])
+	a, err := txtar.ParseFile(filepath.Join(corpus, args[1]+".txtar"))
+	ts.Check(err)
+	for _, f := range a.Files {
+		if name, ok := strings.CutPrefix(f.Name, "tree/"); ok {
+			name = filepath.Join(dir, name)
+			ts.Check(os.MkdirAll(filepath.Dir(name), 0o755))
+			ts.Check(os.WriteFile(name, f.Data, 0o644))
+		}
+	}
+	for _, f := range a.Files {
+		for line := range strings.Lines(string(f.Data)) {
+			if name, target, ok := strings.Cut(strings.TrimSpace(line), " "); ok && f.Name == "links" {
+				name = filepath.Join(dir, name)
+				ts.Check(os.MkdirAll(filepath.Dir(name), 0o755))
+				ts.Check(os.Symlink(target, name))
+			}
+		}
+	}
+	// Every node has these, above our own.
+	ts.Check(os.MkdirAll(filepath.Join(dir, "run"), 0o755))
+	ts.Check(os.MkdirAll(filepath.Join(dir, "var/lib"), 0o755))
+	if os.Geteuid() != 0 {
+		ts.Setenv("AS", "env")
+		return
+	}
+	const nobody = 65534
+	ts.Setenv("AS", fmt.Sprintf("setpriv --reuid=%d --regid=%[1]d --clear-groups --bounding-set=-all", nobody))
+	ts.Check(filepath.WalkDir(dir, func(name string, _ fs.DirEntry, err error) error {
+		return errors.Join(err, os.Lchown(name, nobody, nobody))
+	}))
+	program, err := exec.LookPath("nodelocaldns")
+	ts.Check(err)
+	for _, name := range []string{dir, program} { // the way to both
+		for d := filepath.Dir(name); d != filepath.Clean(os.TempDir()) && d != "/"; d = filepath.Dir(d) {
+			info, err := os.Stat(d)
+			ts.Check(err)
+			if info.Mode()&0o1 == 0 {
+				ts.Check(os.Chmod(d, info.Mode().Perm()|0o11))
+			}
+		}
+	}
 }
 
 // upstream ADDRESS:PORT is a DNS server: 192.0.2.55 for every name, except
@@ -323,11 +388,8 @@ func TestUsageErrorsAreOneErrorAndOneHint(t *testing.T) {
 		{"completion", "missing argument bash|zsh|fish", "nodelocaldns completion --help shows what it takes"},
 		{"completion tcsh", `unknown shell "tcsh"`, "allowed: bash, zsh, fish"},
 		{"help bogus", `unknown command "bogus"`, "nodelocaldns --help lists the commands"},
-		{"--root /img serve", "nodelocaldns serve works on the running system, --root leaves that alone", "run it without --root; config and plan take --root"},
-		{"--root /img guard", "nodelocaldns guard works on the running system, --root leaves that alone", "run it without --root; config and plan take --root"},
-		{"--root /img apply", "nodelocaldns apply works on the running system, --root leaves that alone", "run it without --root; config and plan take --root"},
-		{"--root /img rollback", "nodelocaldns rollback works on the running system, --root leaves that alone", "run it without --root; config and plan take --root"},
-		{"--root /img status", "nodelocaldns status works on the running system, --root leaves that alone", "run it without --root; config and plan take --root"},
+		{"--root /img serve", "nodelocaldns serve works on the running system, --root leaves that alone", "run it without --root; config, plan, apply, rollback, status and kubelet-env take --root"},
+		{"--root /img guard", "nodelocaldns guard works on the running system, --root leaves that alone", "run it without --root; config, plan, apply, rollback, status and kubelet-env take --root"},
 	} {
 		t.Run(tt.args, func(t *testing.T) {
 			code, stdout, stderr := runHere(t, "", strings.Fields(tt.args)...)
@@ -341,7 +403,7 @@ func TestUsageErrorsAreOneErrorAndOneHint(t *testing.T) {
 
 // Every command has help, on standard output, that names its own flags.
 func TestHelpIsAResult(t *testing.T) {
-	commands := []string{"", "serve", "guard", "plan", "apply", "rollback", "status", "config", "config default", "config check", "config show", "version", "completion"}
+	commands := []string{"", "serve", "guard", "plan", "apply", "rollback", "status", "kubelet-env", "config", "config default", "config check", "config show", "version", "completion"}
 	for _, command := range commands {
 		for _, args := range [][]string{append(strings.Fields(command), "--help"), append([]string{"help"}, strings.Fields(command)...)} {
 			code, stdout, stderr := runHere(t, "", args...)
@@ -355,7 +417,7 @@ func TestHelpIsAResult(t *testing.T) {
 func TestTheCommandsAreThoseOfHelp(t *testing.T) {
 	_, stdout, _ := runHere(t, "", "--help")
 	last := -1
-	for _, name := range []string{"serve", "guard", "plan", "apply", "rollback", "status", "config", "version", "completion"} {
+	for _, name := range []string{"serve", "guard", "plan", "apply", "rollback", "status", "kubelet-env", "config", "version", "completion"} {
 		i := strings.Index(stdout, "\n  "+name+" ")
 		if i <= last {
 			t.Errorf("%s is not in its place in\n%s", name, stdout)

@@ -31,26 +31,25 @@ func (a *app) planCommand() *cobra.Command {
 		Use:   "plan",
 		Short: "check every step and print what apply would change; write nothing",
 		Long: `Check every step and print what apply would change; write nothing.
+First what ends with a reboot, then the files that outlast it; with --root,
+those files alone.
 Exit 0: nothing to do; 3: something is pending; 1: an error, or a step is
 blocked or cannot be seen (a blocked sysctl is a warning).`,
 		Args: args(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if a.rootDir != "" {
-				return a.planOffline(asJSON)
-			}
 			cfg, err := a.config()
 			if err != nil {
 				return err
 			}
-			node, err := a.node(cfg, a.logger())
+			p, err := a.plans(cfg, a.logger(), false)
 			if err != nil {
 				return err
 			}
-			all, jerr := node.Check(cmd.Context())
+			all, jerr := p.Check(cmd.Context())
 			if all == nil && jerr != nil {
 				return jerr
 			}
-			off, oerr := node.Off()
+			off, oerr := p.Off()
 			out := planned(all)
 			if asJSON {
 				if err := a.json(out, false); err != nil {
@@ -58,6 +57,12 @@ blocked or cannot be seen (a blocked sysctl is a warning).`,
 				}
 			} else {
 				a.printPlan(out, off)
+				if r := p.restartPending(cmd.Context(), all); r != nil {
+					a.print("%s\n", r)
+				}
+			}
+			for _, n := range p.notes(cmd.Context(), all) {
+				a.warn(n)
 			}
 			if err := errors.Join(jerr, oerr, a.troubles(all)); err != nil {
 				return err
@@ -72,26 +77,13 @@ blocked or cannot be seen (a blocked sysctl is a warning).`,
 	return cmd
 }
 
-// planOffline is the plan of a root directory: what of ours outlasts a
-// reboot. All steps act on the running system, so there is none.
-func (a *app) planOffline(asJSON bool) error {
-	if _, err := a.config(); err != nil {
-		return err
-	}
-	if asJSON {
-		return a.json(planJSON{Steps: []planStep{}}, false)
-	}
-	a.print("no steps: all of the plan is on the running system, nothing is in files below %s\n", a.rootDir)
-	return nil
-}
-
 // planned is what plan says of all.
 func planned(all []engine.Status) planJSON {
 	out := planJSON{Steps: []planStep{}}
 	for _, st := range all {
 		state := stateOf(st)
 		out.Changed = out.Changed || state == step.Pending.String()
-		out.Steps = append(out.Steps, planStep{st.Name, state, st.Why, st.Diff})
+		out.Steps = append(out.Steps, planStep{st.Name, state, st.Why, strings.TrimRight(st.Diff, "\n")})
 	}
 	return out
 }
@@ -167,11 +159,11 @@ func (a *app) stepNames(only func(engine.Status) bool) cobra.CompletionFunc {
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		node, err := a.node(cfg, slog.New(slog.DiscardHandler))
+		p, err := a.plans(cfg, slog.New(slog.DiscardHandler), false)
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		all, _ := node.Check(cmd.Context())
+		all, _ := p.Check(cmd.Context())
 		var words []string
 		for _, st := range all {
 			if only(st) {

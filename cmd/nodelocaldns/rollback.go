@@ -4,53 +4,88 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os/signal"
+	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"nodelocaldns/cmd/nodelocaldns/internal/config"
-	"nodelocaldns/host"
 	"nodelocaldns/host/engine"
 )
 
 func (a *app) rollbackCommand() *cobra.Command {
 	var keep []string
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "rollback",
 		Short: "undo every change of ours, newest first, and keep guard from redoing it",
-		Long: `Undo every change of ours, newest first. The off switch is set before the
-first one, so that guard does not repair what is taken back; apply clears it.`,
+		Long: `Undo every change of ours, newest first: the files that outlast a reboot, then
+the runtime plan. The off switch is set before the first one, so that guard
+does not repair what is taken back; apply clears it.
+
+No kubelet is restarted. One that runs with our address goes on to name it to
+new pods until its next start, which is said.`,
 		Args: args(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := a.running(cmd); err != nil {
-				return err
-			}
-			cfg, err := a.config()
-			if err != nil {
-				// What is undone is what the journal says. A file that
-				// somebody broke must not keep the node from being restored.
-				a.warn("going by the journal alone: " + err.Error())
-				cfg = config.Default()
-			}
-			return a.change(cmd, cfg, func(ctx context.Context, node *host.Node) error {
-				before, err := node.Check(ctx)
-				if err != nil {
-					return err
-				}
-				names, err := kept(keep, before)
-				if err != nil {
-					return err
-				}
-				err = node.Rollback(ctx, names...)
-				after, cerr := node.Check(context.WithoutCancel(ctx))
-				a.printChanges("undone", before, after, func(was, is engine.Status) bool { return was.Ours && !is.Ours })
-				return errors.Join(hintKeep(err, after), cerr)
-			})
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+			defer stop()
+			out := changeJSON{Steps: []planStep{}}
+			r, err := a.rollback(ctx, keep, &out)
+			return a.changed(out, stateUndone, r, asJSON, err)
 		},
 	}
 	cmd.Flags().StringSliceVar(&keep, "keep", nil, "leave this change, or all of this noun, in place (`name`); may be repeated")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	_ = cmd.RegisterFlagCompletionFunc("keep", a.stepNames(func(st engine.Status) bool { return st.Ours }))
 	return cmd
+}
+
+func (a *app) rollback(ctx context.Context, keep []string, out *changeJSON) (*restart, error) {
+	cfg, err := a.config()
+	if err != nil {
+		// What is undone is what the journal says. A file that
+		// somebody broke must not keep the node from being restored.
+		a.warn("going by the journal alone: " + err.Error())
+		cfg = config.Default()
+	}
+	p, err := a.plans(cfg, a.logger(), false)
+	if err != nil {
+		return nil, err
+	}
+	before, err := p.Check(ctx)
+	if err != nil {
+		return nil, err
+	}
+	names, err := kept(keep, before)
+	if err != nil {
+		return nil, err
+	}
+	pending := p.restartPending(ctx, before)
+	err = p.Rollback(ctx, names, before)
+	ctx = context.WithoutCancel(ctx)
+	after, cerr := p.Check(ctx)
+	kubelet := false
+	for _, was := range before {
+		is := statusOfStep(after, was.Name) // no longer there: nothing of ours is left
+		s := planStep{Name: was.Name}
+		switch {
+		case !was.Ours:
+			continue
+		case !is.Ours:
+			s.State, out.Changed = stateUndone, true
+			kubelet = kubelet || isDurable(was.Name)
+		case slices.Contains(names, was.Name):
+			s.State, s.Why = stateKept, is.Why
+		default:
+			s.State, s.Why = stateLeft, is.Why
+		}
+		out.Steps = append(out.Steps, s)
+	}
+	r := p.stillNamed(ctx, pending, kubelet)
+	out.RestartPending = r != nil
+	return r, errors.Join(hintKeep(err, after), cerr)
 }
 
 // kept are the names of our changes that keep asks for, by name or noun. A

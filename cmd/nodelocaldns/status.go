@@ -11,7 +11,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"nodelocaldns/host"
 	"nodelocaldns/host/engine"
 )
 
@@ -20,10 +19,11 @@ const watchEvery = 2 * time.Second
 
 // statusJSON is the shape of status --json.
 type statusJSON struct {
-	Drift    bool           `json:"drift"` // somebody else changed something of ours
-	Off      bool           `json:"off"`   // a rollback was asked for: guard leaves the node alone
-	Steps    []statusStep   `json:"steps"`
-	Resolver resolverStatus `json:"resolver"`
+	Drift          bool           `json:"drift"`           // somebody else changed something of ours
+	Off            bool           `json:"off"`             // a rollback was asked for: guard leaves the node alone
+	RestartPending bool           `json:"restart_pending"` // the running kubelet has not read our change yet
+	Steps          []statusStep   `json:"steps"`
+	Resolver       resolverStatus `json:"resolver"`
 }
 
 type statusStep struct {
@@ -45,21 +45,18 @@ Exit 0: as we left it; 3: something drifted; 1: an error, or something is
 blocked or cannot be seen. With --watch, 0 when interrupted.`,
 		Args: args(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := a.running(cmd); err != nil {
-				return err
-			}
 			cfg, err := a.config()
 			if err != nil {
 				return err
 			}
-			node, err := a.node(cfg, a.logger())
+			p, err := a.plans(cfg, a.logger(), false)
 			if err != nil {
 				return err
 			}
 			if watch {
-				return a.watchStatus(cmd.Context(), node, asJSON)
+				return a.watchStatus(cmd.Context(), p, asJSON)
 			}
-			return a.status(cmd.Context(), node, asJSON, false)
+			return a.status(cmd.Context(), p, asJSON, false)
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON; with --watch, one line each time")
@@ -67,7 +64,7 @@ blocked or cannot be seen. With --watch, 0 when interrupted.`,
 	return cmd
 }
 
-func (a *app) watchStatus(ctx context.Context, node *host.Node, asJSON bool) error {
+func (a *app) watchStatus(ctx context.Context, p *plans, asJSON bool) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	tick := time.NewTicker(watchEvery)
@@ -76,7 +73,7 @@ func (a *app) watchStatus(ctx context.Context, node *host.Node, asJSON bool) err
 		if !asJSON {
 			a.print("%s\n", time.Now().Format(time.DateTime))
 		}
-		if err := a.status(ctx, node, asJSON, true); err != nil && ctx.Err() == nil {
+		if err := a.status(ctx, p, asJSON, true); err != nil && ctx.Err() == nil {
 			a.exit(err)
 		}
 		if !asJSON {
@@ -92,19 +89,25 @@ func (a *app) watchStatus(ctx context.Context, node *host.Node, asJSON bool) err
 
 // status prints once how things are. What is wrong with the node is an error
 // or the exit code of a difference.
-func (a *app) status(ctx context.Context, node *host.Node, asJSON, compact bool) error {
-	all, err := node.Check(ctx)
+func (a *app) status(ctx context.Context, p *plans, asJSON, compact bool) error {
+	all, err := p.Check(ctx)
 	if all == nil && err != nil {
 		return err
 	}
-	off, oerr := node.Off()
-	out := statusOf(all, off, askControl(ctx, a.runDir))
+	off, oerr := p.Off()
+	rs := resolverStatus{Why: "not asked below --root"}
+	if a.rootDir == "" {
+		rs = askControl(ctx, a.runDir)
+	}
+	out := statusOf(all, off, rs)
+	r := p.restartPending(ctx, all)
+	out.RestartPending = r != nil
 	if asJSON {
 		if err := a.json(out, compact); err != nil {
 			return err
 		}
 	} else {
-		a.printStatus(out, time.Now())
+		a.printStatus(out, time.Now(), r)
 	}
 	if err := errors.Join(err, oerr, a.troubles(all)); err != nil {
 		return err
@@ -128,7 +131,7 @@ func statusOf(all []engine.Status, off bool, rs resolverStatus) statusJSON {
 	return out
 }
 
-func (a *app) printStatus(s statusJSON, now time.Time) {
+func (a *app) printStatus(s statusJSON, now time.Time, r *restart) {
 	var rows [][]string
 	for _, st := range s.Steps {
 		state, ours := st.State, "not ours"
@@ -143,6 +146,9 @@ func (a *app) printStatus(s statusJSON, now time.Time) {
 	a.table(rows, 1)
 	if s.Off {
 		a.print("off: a rollback was asked for, guard leaves the node alone until the next apply\n")
+	}
+	if r != nil {
+		a.print("%s\n", r)
 	}
 	a.printResolver(s.Resolver)
 }

@@ -10,6 +10,7 @@ import (
 
 	"nodelocaldns/dnscache"
 	"nodelocaldns/host"
+	"nodelocaldns/host/kubelet"
 	"nodelocaldns/host/link"
 	"nodelocaldns/host/notrack"
 	"nodelocaldns/host/sysctl"
@@ -26,6 +27,7 @@ type Config struct {
 	StubDomains []dnscache.StubDomain
 	Zones       Zones
 	Cache       Cache
+	Kubelet     Kubelet
 	// Sysctls are in the order of the reference, whatever the file's order.
 	Sysctls []sysctl.Param
 	Notrack Notrack
@@ -55,6 +57,13 @@ type Zones struct {
 // Cache says how much may be kept.
 type Cache struct {
 	MaxBytes int64 // one budget for all zones, a multiple of 1 KiB
+}
+
+// Kubelet says whether the kubelet is made to name us first to pods, and how.
+type Kubelet struct {
+	Manage  bool
+	Unit    string // the unit that runs it; empty: found
+	Backend kubelet.Backend
 }
 
 // Notrack says whether DNS packets to our addresses are kept out of conntrack.
@@ -121,6 +130,7 @@ func Default() Config {
 			External: dnscache.Zone{Success: limits(30 * time.Second), Denial: limits(30 * time.Second), Transport: dnscache.TransportAuto},
 		},
 		Cache:   Cache{MaxBytes: 32 << 20},
+		Kubelet: Kubelet{Manage: true, Backend: kubelet.Auto},
 		Sysctls: slices.Clone(sysctls),
 		Notrack: Notrack{Enabled: true, Backend: notrack.Auto},
 		Metrics: Endpoint{Port: 9253},
@@ -139,6 +149,32 @@ func (c Config) Host() host.Config {
 		Backend:   c.Notrack.Backend,
 		Sysctls:   slices.Clone(c.Sysctls),
 	}
+}
+
+// PodsCanAsk are the addresses that may be named to pods: a pod asks port 53,
+// and its loopback is its own.
+func (c Config) PodsCanAsk() []netip.Addr {
+	if c.Listen.Port != 53 {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(c.Listen.Addresses), netip.Addr.IsLoopback)
+}
+
+// Durable is what the durable plan is built from. It leaves the kubelet alone
+// where no pod could ask us. file is what --config was given as, empty for the
+// default: the kubelet's unit calls us with the same.
+func (c Config) Durable(file string) host.DurableConfig {
+	addresses := c.PodsCanAsk()
+	if !c.Kubelet.Manage || len(addresses) == 0 {
+		return host.DurableConfig{}
+	}
+	want := kubelet.Want{Addresses: addresses, Unit: c.Kubelet.Unit, Backend: c.Kubelet.Backend, Config: file}
+	for _, s := range c.Cluster.DNS {
+		if a := s.Addr(); s.Port() == 53 && a.Zone() == "" && !a.IsLoopback() {
+			want.Servers = append(want.Servers, a)
+		}
+	}
+	return host.DurableConfig{Kubelet: &want}
 }
 
 // Resolver is what the resolver is built from. Its Validate can still report

@@ -17,6 +17,7 @@ import (
 
 	"nodelocaldns/dnscache"
 	"nodelocaldns/host"
+	"nodelocaldns/host/kubelet"
 	"nodelocaldns/host/link"
 	"nodelocaldns/host/notrack"
 	"nodelocaldns/host/sysctl"
@@ -93,6 +94,7 @@ notrack: {enabled: false, backend: legacy}
 sysctls:
   net.netfilter.nf_conntrack_tcp_timeout_close_wait: {value: 60, policy: exact}
   net.netfilter.nf_conntrack_max: {value: 2097152}
+kubelet: {manage: false, unit: kubelet@1.service, backend: args-file}
 cache: {maxBytes: 1536KiB}
 zones:
   cluster: {success: {entries: 1, maxTTL: 2s}, denial: {entries: 3, maxTTL: 0}, transport: auto}
@@ -142,6 +144,7 @@ func TestEveryKeyIsRead(t *testing.T) {
 		StubDomains: stubs,
 		Zones:       zones,
 		Cache:       Cache{MaxBytes: 1536 << 10},
+		Kubelet:     Kubelet{Manage: false, Unit: "kubelet@1.service", Backend: kubelet.ByArgsFile},
 		Sysctls:     sysctls,
 		Notrack:     Notrack{Enabled: false, Backend: notrack.Legacy},
 		Metrics:     Endpoint{Addr: addr("fd00::1"), Port: 9000},
@@ -175,6 +178,37 @@ func TestEveryKeyIsRead(t *testing.T) {
 	})
 }
 
+// The kubelet is told of addresses that pods can ask, and of no other.
+func TestTheDurablePlanNamesWhatPodsCanAsk(t *testing.T) {
+	ours := netip.MustParseAddr("169.254.20.10")
+	for _, tt := range []struct {
+		text string
+		want *kubelet.Want
+	}{
+		{"", &kubelet.Want{Addresses: []netip.Addr{ours}, Backend: kubelet.Auto, Config: "/x.yaml"}},
+		{"kubelet: {unit: auto}", &kubelet.Want{Addresses: []netip.Addr{ours}, Backend: kubelet.Auto, Config: "/x.yaml"}},
+		{"kubelet: {unit: hyperkube.service, backend: dropin}", &kubelet.Want{
+			Addresses: []netip.Addr{ours}, Unit: "hyperkube.service", Backend: kubelet.ByDropIn, Config: "/x.yaml",
+		}},
+		{`cluster: {dns: [10.96.0.10, "10.96.0.11:5353", 127.0.0.1, "fe80::1%eth0", fd00::a]}`, &kubelet.Want{
+			Addresses: []netip.Addr{ours}, Backend: kubelet.Auto, Config: "/x.yaml",
+			Servers: []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00::a")},
+		}},
+		{"listen: {addresses: [127.0.0.1, 169.254.20.10]}", &kubelet.Want{Addresses: []netip.Addr{ours}, Backend: kubelet.Auto, Config: "/x.yaml"}},
+		{"listen: {addresses: [127.0.0.1]}", nil},
+		{"listen: {port: 5353}", nil},
+		{"kubelet: {manage: false}", nil},
+	} {
+		c, err := Parse(strings.NewReader(tt.text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(tt.want, c.Durable("/x.yaml").Kubelet, compare); diff != "" {
+			t.Errorf("%q (-want +got):\n%s", tt.text, diff)
+		}
+	}
+}
+
 func TestTheDefaultLacksOnlyTheAddressOfKubeDNS(t *testing.T) {
 	c := Default()
 	if err := c.Resolver().Validate(); !errors.Is(err, dnscache.ErrNoClusterDNS) {
@@ -192,6 +226,7 @@ func TestTheHalvesShareNoMemory(t *testing.T) {
 	c.Host().Sysctls[0].Value = 7
 	c.Host().Addresses[0] = netip.IPv6Loopback()
 	c.Resolver().Listen[0] = netip.AddrPort{}
+	c.Durable("").Kubelet.Addresses[0] = netip.IPv6Loopback()
 	if diff := cmp.Diff(d, c, compare); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -201,14 +236,14 @@ func TestRejected(t *testing.T) {
 	many := strings.Repeat("x", 100)
 	tests := []struct{ name, text, want string }{
 		{"an unknown key", "listen:\n  prot: 53\n", `2: listen.prot: unknown key, allowed: addresses, port, interface, linkType`},
-		{"an unknown key at the top", "lissten: {}\n", `1: lissten: unknown key, allowed: listen, cluster, upstreams, stubDomains, zones, cache, sysctls, notrack, metrics, health`},
-		{"a key that is long and strange", "\"" + many + "\\n\": 1\n", `1: "` + many[:48] + `…": unknown key, allowed: listen, cluster, upstreams, stubDomains, zones, cache, sysctls, notrack, metrics, health`},
+		{"an unknown key at the top", "lissten: {}\n", `1: lissten: unknown key, allowed: listen, cluster, upstreams, stubDomains, zones, cache, kubelet, sysctls, notrack, metrics, health`},
+		{"a key that is long and strange", "\"" + many + "\\n\": 1\n", `1: "` + many[:48] + `…": unknown key, allowed: listen, cluster, upstreams, stubDomains, zones, cache, kubelet, sysctls, notrack, metrics, health`},
 		{"a repeated key", "listen:\n  port: 53\n  port: 54\n", `3: listen.port: found this key again, allowed: once, as on line 2`},
-		{"a list as a key", "? [a]\n: b\n", `1: found a list as a key, allowed: a mapping of listen, cluster, upstreams, stubDomains, zones, cache, sysctls, notrack, metrics, health`},
+		{"a list as a key", "? [a]\n: b\n", `1: found a list as a key, allowed: a mapping of listen, cluster, upstreams, stubDomains, zones, cache, kubelet, sysctls, notrack, metrics, health`},
 		{"a merge key", "listen:\n  <<: {port: 53}\n", `2: listen."<<": unknown key, allowed: addresses, port, interface, linkType`},
 		{"no value", "listen:\n", `1: listen: found nothing, allowed: a mapping of addresses, port, interface, linkType`},
 		{"text for a mapping", "cache: 32MiB\n", `1: cache: found "32MiB", allowed: a mapping of maxBytes`},
-		{"a list for the file", "- a\n", `1: found a list, allowed: a mapping of listen, cluster, upstreams, stubDomains, zones, cache, sysctls, notrack, metrics, health`},
+		{"a list for the file", "- a\n", `1: found a list, allowed: a mapping of listen, cluster, upstreams, stubDomains, zones, cache, kubelet, sysctls, notrack, metrics, health`},
 
 		{"port text", "listen: {port: domain}\n", `1: listen.port: found "domain", allowed: a whole number from 1 to 65535`},
 		{"port 0", "listen: {port: 0}\n", `1: listen.port: found 0, allowed: a whole number from 1 to 65535`},
@@ -283,6 +318,11 @@ func TestRejected(t *testing.T) {
 		{"a sysctl's policy", "sysctls: {net.netfilter.nf_conntrack_max: {policy: min}}\n", `1: sysctls.net.netfilter.nf_conntrack_max.policy: found "min", allowed: floor, ceiling, exact`},
 		{"a sysctl above what the kernel takes", "sysctls: {net.netfilter.nf_conntrack_max: {value: 2147483648}}\n", `1: sysctls.net.netfilter.nf_conntrack_max.value: found 2147483648, allowed: a whole number from 1 to 2147483647`},
 		{"a timeout above what the kernel takes", "sysctls: {net.netfilter.nf_conntrack_tcp_timeout_fin_wait: {value: 2147484}}\n", `1: sysctls.net.netfilter.nf_conntrack_tcp_timeout_fin_wait.value: found 2147484, allowed: a whole number from 1 to 2147483`},
+
+		{"a unit that is none", "kubelet: {unit: kubelet}\n", `1: kubelet.unit: found "kubelet", allowed: auto, or a unit such as kubelet.service`},
+		{"a unit's path", "kubelet: {unit: /etc/systemd/system/kubelet.service}\n", `1: kubelet.unit: found "/etc/systemd/system/kubelet.service", allowed: auto, or a unit such as kubelet.service`},
+		{"a kubelet's back-end", "kubelet: {backend: flag}\n", `1: kubelet.backend: found "flag", allowed: auto, env, dropin, config-dir, args-file, rewrite`},
+		{"a key of the kubelet that does not exist", "kubelet: {drain: auto}\n", `1: kubelet.drain: unknown key, allowed: manage, unit, backend`},
 
 		{"yes", "notrack: {enabled: yes}\n", `1: notrack.enabled: found "yes", allowed: true or false`},
 		{"a back-end", "notrack: {backend: ipvs}\n", `1: notrack.backend: found "ipvs", allowed: auto, legacy, nft`},

@@ -11,6 +11,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"nodelocaldns/dnscache"
+	"nodelocaldns/host/kubelet"
 	"nodelocaldns/host/link"
 	"nodelocaldns/host/notrack"
 	"nodelocaldns/host/sysctl"
@@ -79,6 +80,11 @@ func (r *reader) root(n *yaml.Node, c *Config) {
 			// Below 1 MiB not even the warm names of one node fit; above
 			// 16 GiB a typo is likelier than a wish.
 			r.to("maxBytes", size(&c.Cache.MaxBytes, 1<<20, 16<<30)),
+		),
+		r.of("kubelet",
+			r.to("manage", boolean(&c.Kubelet.Manage)),
+			r.to("unit", scalar(&c.Kubelet.Unit, "auto, or a unit such as kubelet.service", service, "!!str")),
+			r.to("backend", oneOf(&c.Kubelet.Backend, kubelet.Backends()...)),
 		),
 		field{"sysctls", func(path string, n *yaml.Node) { r.sysctls(path, n, &c.Sysctls) }},
 		r.of("notrack",

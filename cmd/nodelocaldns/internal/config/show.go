@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	_ "embed"
 	"fmt"
 	"net/netip"
@@ -80,6 +81,10 @@ func (c Config) YAML() []byte {
 	}
 	p("cache:")
 	p("  maxBytes: %s", formatSize(c.Cache.MaxBytes))
+	p("kubelet:")
+	p("  manage: %t", c.Kubelet.Manage)
+	p("  unit: %s", quote(cmp.Or(c.Kubelet.Unit, wordAuto)))
+	p("  backend: %s", c.Kubelet.Backend)
 	if len(c.Sysctls) == 0 {
 		p("sysctls: {}")
 	} else {

@@ -259,6 +259,23 @@ func domain(s string) (string, error) {
 	return s, nil
 }
 
+// wordAuto stands for an empty name, which the node is asked for.
+const wordAuto = "auto"
+
+var serviceName = regexp.MustCompile(`^[A-Za-z0-9:_.\\@-]+\.service$`)
+
+// service reads the name of a unit that runs something.
+func service(s string) (string, error) {
+	switch {
+	case s == wordAuto:
+		return "", nil
+	// UNIT_NAME_MAX of systemd is 256 with the final zero byte.
+	case len(s) > 255 || !serviceName.MatchString(s):
+		return "", errPlain
+	}
+	return s, nil
+}
+
 var deviceName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*$`)
 
 // device reads a name for a network device of ours.

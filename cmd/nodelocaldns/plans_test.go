@@ -1,0 +1,169 @@
+package main
+
+import (
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"nodelocaldns/host"
+	"nodelocaldns/host/engine"
+	"nodelocaldns/host/kubelet"
+)
+
+// nodeWith is a node of some files, where argv runs as its kubelet; no argv,
+// and none does.
+func nodeWith(t *testing.T, files map[string]string, argv *[]string) *plans {
+	t.Helper()
+	root := t.TempDir()
+	for name, text := range files {
+		name = filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d := host.RootDeps(root, slog.New(slog.DiscardHandler))
+	d.Verify = nil
+	d.Node.Running = func(string) (*kubelet.Process, error) {
+		if len(*argv) == 0 {
+			return nil, nil
+		}
+		return &kubelet.Process{PID: 4711, Argv: *argv}, nil
+	}
+	want := kubelet.Want{Addresses: []netip.Addr{netip.MustParseAddr("169.254.20.10")}}
+	return &plans{durable: host.NewDurable(host.DurableConfig{Kubelet: &want}, d), node: d.Node, ask: want}
+}
+
+func (p *plans) pendingNow(t *testing.T) string {
+	t.Helper()
+	all, err := p.Check(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := p.restartPending(t.Context(), all); r != nil {
+		return r.String()
+	}
+	return ""
+}
+
+func TestARestartIsPendingUntilTheKubeletHasReadItsFiles(t *testing.T) {
+	const now = "restart pending: the running kubelet (pid 4711) has pods ask 10.96.0.10"
+	for _, tt := range []struct{ name, unit string }{
+		{"env", "[Service]\nEnvironment=ARGS=--cluster-dns=10.96.0.10\nExecStart=/usr/bin/kubelet $ARGS\n"},
+		{"dropin", "[Service]\nExecStart=/usr/bin/kubelet --cluster-dns=10.96.0.10\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			argv := []string{"/usr/bin/kubelet", "--cluster-dns=10.96.0.10"}
+			p := nodeWith(t, map[string]string{"usr/lib/systemd/system/kubelet.service": tt.unit}, &argv)
+			if got := p.pendingNow(t); got != "" {
+				t.Errorf("before apply: %q, want nothing: no change of ours is there", got)
+			}
+			if err := p.Apply(t.Context(), nil, nil); err != nil {
+				t.Fatal(err)
+			}
+			if got := p.pendingNow(t); got != now {
+				t.Errorf("after apply: %q, want %q", got, now)
+			}
+			argv = []string{"/usr/bin/kubelet", "--cluster-dns=169.254.20.10,10.96.0.10"}
+			if got := p.pendingNow(t); got != "" {
+				t.Errorf("after its restart: %q, want nothing", got)
+			}
+			if err := p.Rollback(t.Context(), nil, nil); err != nil {
+				t.Fatal(err)
+			}
+			want := "restart pending: the running kubelet (pid 4711) has pods ask 169.254.20.10,10.96.0.10 until its next start"
+			if r := p.stillNamed(t.Context(), nil, true); r == nil || r.String() != want {
+				t.Errorf("after rollback: %v, want %s", r, want)
+			}
+			argv = []string{"/usr/bin/kubelet", "--cluster-dns=10.96.0.10"}
+			if r := p.stillNamed(t.Context(), nil, true); r != nil {
+				t.Errorf("after rollback and restart: %v, want nothing", r)
+			}
+		})
+	}
+}
+
+func TestNoRestartIsPendingWhereNoKubeletRuns(t *testing.T) {
+	p := nodeWith(t, map[string]string{
+		"usr/lib/systemd/system/kubelet.service": "[Service]\nExecStart=/usr/bin/kubelet --cluster-dns=10.96.0.10\n",
+	}, new([]string))
+	if err := p.Apply(t.Context(), nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := p.pendingNow(t); got != "" {
+		t.Errorf("got %q, want nothing", got)
+	}
+}
+
+func TestNamesAreSplitByPlanOrRefused(t *testing.T) {
+	all := []engine.Status{{Name: "link/x"}, {Name: "kubelet/cluster-dns"}, {Name: "old/y", Leftover: true}}
+	for _, tt := range []struct {
+		names            string
+		runtime, durable string
+		err, hint        string
+	}{
+		{"", "", "", "", ""},
+		{"link", "link", "", "", ""},
+		{"kubelet", "", "kubelet", "", ""},
+		{"kubelet/cluster-dns link/x", "link/x", "kubelet/cluster-dns", "", ""},
+		{"link kubele", "", "", "no step kubele in the plan", "the plan has link/x, kubelet/cluster-dns"},
+		{"old", "", "", "no step old in the plan", "the plan has link/x, kubelet/cluster-dns"},
+	} {
+		runtime, durable, err := split(strings.Fields(tt.names), all)
+		text := ""
+		if err != nil {
+			text = err.Error()
+		}
+		if strings.Join(runtime, " ") != tt.runtime || strings.Join(durable, " ") != tt.durable || text != tt.err || err != nil && hintOf(err) != tt.hint {
+			t.Errorf("%q: got %v, %v, %v (%s)", tt.names, runtime, durable, err, hintOf(err))
+		}
+	}
+}
+
+func TestSystemdMustHaveReadTheFile(t *testing.T) {
+	const file = "/etc/systemd/system/kubelet.service.d/99-nodelocaldns.conf"
+	argv := []string{"/usr/bin/kubelet", "--cluster-dns=169.254.20.10,10.96.0.10"}
+	good := "LoadState=loaded\nNeedDaemonReload=no\nFragmentPath=/usr/lib/systemd/system/kubelet.service\nDropInPaths=/usr/lib/a.conf " + file + "\n" +
+		"ExecStart={ path=/usr/bin/kubelet ; argv[]=/usr/bin/kubelet --cluster-dns=169.254.20.10,10.96.0.10 --v=2 ; ignore_errors=no }\n"
+	for _, tt := range []struct{ name, out, want string }{
+		{"all is well", good, ""},
+		{"the unit is broken", strings.Replace(good, "=loaded", "=bad-setting", 1), "it is bad-setting"},
+		{"a reload is needed", strings.Replace(good, "Reload=no", "Reload=yes", 1), "files of it have changed since they were read"},
+		{"the file is not read", strings.Replace(good, file, file+".off", 1), "it does not read the file"},
+		{"the flag is not there", strings.Replace(good, "10.96.0.10 --v", "10.96.0.11 --v", 1), argv[1] + " is not on the command line it would start"},
+		{"it says nothing", "", "it is "},
+	} {
+		err := accepted(tt.out, file, argv)
+		if tt.want == "" && err != nil || tt.want != "" && (err == nil || err.Error() != tt.want) {
+			t.Errorf("%s: got %v, want %q", tt.name, err, tt.want)
+		}
+	}
+	if err := accepted(good, file, []string{"/usr/bin/kubelet", "$ARGS"}); err != nil {
+		t.Errorf("with a variable in place of the flag: %v", err)
+	}
+}
+
+func TestTheStartOfAProcessIsKnown(t *testing.T) {
+	before := time.Now().Add(-20 * time.Millisecond) // two of the hundredths that it counts in
+	cmd := exec.CommandContext(t.Context(), "sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+	after := time.Now().Add(20 * time.Millisecond)
+	got, err := processStarted(filepath.Join("/proc", strconv.Itoa(cmd.Process.Pid)))
+	if err != nil || got.Before(before) || got.After(after) {
+		t.Errorf("got %v, %v; want between %v and %v", got, err, before, after)
+	}
+	if _, err := processStarted("/proc/none"); err == nil {
+		t.Error("no error for a process that is none")
+	}
+}
