@@ -6,14 +6,20 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"nodelocaldns/host/engine"
 	"nodelocaldns/host/fsys"
 	"nodelocaldns/host/journal"
 	"nodelocaldns/host/kubelet"
 	"nodelocaldns/host/step"
+	"nodelocaldns/host/unitfile"
 )
 
 // DurableConfig is what the durable plan is built from, typed.
@@ -57,6 +63,36 @@ func RootDeps(root string, log *slog.Logger) DurableDeps {
 		Verify:   kubelet.Analyze{Tree: tree},
 		LockWait: 10 * time.Second,
 	}
+}
+
+// LiveDeps returns the DurableDeps of the node this process runs on. The
+// running kubelet is looked at, the kube-dns service is asked for where nothing
+// else tells, and the running systemd judges what is written.
+func LiveDeps(log *slog.Logger) DurableDeps {
+	d := RootDeps("/", log)
+	d.Node.Running = kubelet.Running("/proc")
+	d.Node.Service = kubelet.AskService
+	d.Node.Host = specifiers()
+	if _, err := os.Stat("/run/systemd/system"); err == nil { // sd_booted(3)
+		d.Verify = kubelet.Bus{}
+	}
+	return d
+}
+
+// specifiers is what units on this node may ask for beyond files. What cannot
+// be found out stays unknown.
+func specifiers() unitfile.Host {
+	var h unitfile.Host
+	h.Hostname, _ = os.Hostname()
+	if id, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err == nil {
+		h.BootID = strings.ReplaceAll(strings.TrimSpace(string(id)), "-", "")
+	}
+	var name unix.Utsname
+	if unix.Uname(&name) == nil {
+		h.Kernel = unix.ByteSliceToString(name.Release[:])
+	}
+	h.Arch = map[string]string{"amd64": "x86-64", "arm64": "arm64"}[runtime.GOARCH]
+	return h
 }
 
 // A Durable is the part of a node that outlasts a reboot, and what we want of

@@ -414,7 +414,14 @@ func (s *Step) verify(ctx context.Context, f Facts, c Change) error {
 	if err := s.cfg.Verify.Reload(ctx); err != nil {
 		return fmt.Errorf("reloading systemd: %w", err)
 	}
-	if err := s.cfg.Verify.Accepts(ctx, f.Unit, c.Path, c.Argv); err != nil {
+	err := s.cfg.Verify.Accepts(ctx, f.Unit, c.Path, c.Argv)
+	if errors.Is(err, ErrNoAnalyze) {
+		return &step.Error{
+			Err:  fmt.Errorf("verifying %s: %w", c.Path, err),
+			Next: "install systemd where this runs: no file stays that systemd has not read",
+		}
+	}
+	if err != nil {
 		return &step.Error{
 			Err:  fmt.Errorf("systemd does not take %s: %w", c.Path, err),
 			Next: "the file is as it was before; set kubelet.backend to another one, or report the unit: systemctl cat " + f.Unit,
