@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -45,6 +44,9 @@ func (f *found) envFits() error {
 		}
 	}
 	for _, name := range vars {
+		if !isName(name) {
+			return fmt.Errorf("$%s is no name that an environment file can have", name)
+		}
 		if n := f.uses(name); n != 1 {
 			return fmt.Errorf("$%s is used %d times by %s: it cannot be changed for the kubelet alone", name, n, f.Unit)
 		}
@@ -54,18 +56,34 @@ func (f *found) envFits() error {
 
 // uses counts how often the commands of the unit use a variable.
 func (f *found) uses(name string) int {
-	use := regexp.MustCompile(`\$(\{` + name + `\}|` + name + `\b)`)
 	n := 0
 	for _, s := range f.unit.Settings {
-		if s.Section != "Service" || !strings.HasPrefix(s.Key, "Exec") || s.Value == "" {
+		if s.Section != "Service" || !strings.HasPrefix(s.Key, "Exec") {
 			continue
 		}
 		if s.Key == "ExecStart" && (s.File != f.cmd.Setting.File || s.Line != f.cmd.Setting.Line) {
 			continue // reset
 		}
-		n += len(use.FindAllString(s.Value, -1))
+		n += strings.Count(s.Value, "${"+name+"}")
+		for _, after := range strings.Split(s.Value, "$"+name)[1:] {
+			if after == "" || !isName("_"+after[:1]) {
+				n++ // not the beginning of a longer name
+			}
+		}
 	}
 	return n
+}
+
+// isName says whether s can be the name of a variable.
+func isName(s string) bool {
+	for i := range len(s) {
+		c := s[i]
+		letter := c == '_' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
+		if !letter && (i == 0 || c < '0' || c > '9') {
+			return false
+		}
+	}
+	return s != ""
 }
 
 // envDropIn is the drop-in of the back-end env. Nothing of the node's command
