@@ -16,7 +16,8 @@ fail() {
 node=(ip:iproute2 iptables:iptables conntrack:conntrack sysctl:procps)
 case ${1-} in
 run) need=("${node[@]}" dig:bind9-dnsutils curl:curl diff:diffutils) ;;
-test) need=("${node[@]}" nft:nftables gcc:gcc) ;; # the race detector needs a C compiler
+# The race detector needs a C compiler, and systemd judges what we make of units.
+test) need=("${node[@]}" nft:nftables gcc:gcc systemd-analyze:systemd) ;;
 lint) need=(shellcheck:shellcheck yamllint:yamllint) ;;
 *) fail "unknown use ${1-\"\"}" 'usage: test/setup.sh run|test|lint' ;;
 esac

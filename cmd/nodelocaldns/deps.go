@@ -1,8 +1,8 @@
 package main
 
 // The only file that opens what is outside this process: netlink and the
-// rest of the node, the API server (systemd is in systemd.go), the sockets systemd hands over, systemd's notify socket,
-// the ports of HTTP endpoints, other processes' entries in /proc.
+// rest of the node, the API server, the sockets systemd hands over, systemd's
+// notify socket, the ports of HTTP endpoints, other processes' entries in /proc.
 
 import (
 	"bufio"
@@ -13,10 +13,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,7 +30,6 @@ import (
 	"nodelocaldns/dnscache"
 	"nodelocaldns/host"
 	"nodelocaldns/host/kubelet"
-	"nodelocaldns/host/unitfile"
 )
 
 // plans are the plans of cfg for this node, or for the tree below --root. files
@@ -69,77 +66,35 @@ func (a *app) plans(cfg config.Config, log *slog.Logger, files bool) (*plans, er
 const askFor = 2 * time.Second
 
 func (a *app) durableDeps(log *slog.Logger) (host.DurableDeps, error) {
-	d := host.RootDeps(a.rootDir, log)
-	d.RunDir, d.StateDir = a.runDir, a.stateDir
-	_, missing := exec.LookPath("systemd-analyze")
 	if a.rootDir != "" {
-		if missing != nil {
-			// An image may be built where there is none. Our own reading of
-			// the unit, before and after, stands.
-			d.Verify = nil
-		}
+		d := host.RootDeps(a.rootDir, log)
+		d.RunDir, d.StateDir = a.runDir, a.stateDir
 		return d, nil
 	}
+	d := host.LiveDeps(log)
+	d.Node.Service = askOnce(d.Node.Service, askFor)
 	var err error
 	if d.RunDir, err = filepath.Abs(a.runDir); err != nil {
 		return d, err
 	}
-	if d.StateDir, err = filepath.Abs(a.stateDir); err != nil {
-		return d, err
-	}
-	d.Root = "/"
-	d.Node = liveNode(askFor)
-	switch {
-	case booted():
-		d.Verify = manager{kubelet.Analyze{Tree: d.Node.Tree}}
-	case missing == nil:
-		d.Verify = kubelet.Analyze{Tree: d.Node.Tree}
-	default:
-		d.Verify = nil // no systemd: nobody to ask, and nobody to mislead
-	}
-	return d, nil
+	d.StateDir, err = filepath.Abs(a.stateDir)
+	return d, err
 }
 
-// liveNode is the node this process runs on. The API server is asked once, for
-// at most patience.
-func liveNode(patience time.Duration) kubelet.Node {
+// askOnce is a Service that asks another one once, for at most patience, and
+// then repeats the answer.
+func askOnce(service kubelet.Service, patience time.Duration) kubelet.Service {
 	var once sync.Once
 	var list []netip.Addr
 	var err error
-	return kubelet.Node{
-		Tree:    "/",
-		Host:    thisHost(),
-		Running: kubelet.Running("/proc"),
-		Service: func(ctx context.Context, kubeconfig string) ([]netip.Addr, error) {
-			once.Do(func() {
-				ctx, cancel := context.WithTimeout(ctx, patience)
-				defer cancel()
-				list, err = kubelet.AskService(ctx, kubeconfig)
-			})
-			return list, err
-		},
+	return func(ctx context.Context, kubeconfig string) ([]netip.Addr, error) {
+		once.Do(func() {
+			ctx, cancel := context.WithTimeout(ctx, patience)
+			defer cancel()
+			list, err = service(ctx, kubeconfig)
+		})
+		return list, err
 	}
-}
-
-// thisHost is what the specifiers of units stand for here. What cannot be read
-// is left out, and then a unit that has it is not understood.
-func thisHost() unitfile.Host {
-	var h unitfile.Host
-	h.Hostname, _ = os.Hostname()
-	if id, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err == nil {
-		h.BootID = strings.ReplaceAll(strings.TrimSpace(string(id)), "-", "")
-	}
-	var u unix.Utsname
-	if unix.Uname(&u) == nil {
-		h.Kernel = unix.ByteSliceToString(u.Release[:])
-	}
-	switch runtime.GOARCH {
-	case "amd64":
-		h.Arch = "x86-64"
-	default:
-		h.Arch = runtime.GOARCH
-	}
-	return h
 }
 
 // configForUnit is the --config that a unit must call us with, empty for the

@@ -99,9 +99,9 @@ func (a *app) envFile(ctx context.Context, cfg config.Config) (text []byte, targ
 		return nil, "", errors.New("kubelet.manage is false, or no pod can ask listen.addresses")
 	}
 	n := d.Node
-	if a.rootDir == "" {
-		n = liveNode(envAskFor)
-		n.Running = nil // what is about to start is not what ran
+	n.Running = nil // what is about to start is not what ran
+	if n.Service != nil {
+		n.Service = askOnce(n.Service, envAskFor)
 	}
 	f, text, err := kubelet.Env(ctx, n, *want)
 	if err != nil {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -9,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"nodelocaldns/host"
@@ -128,29 +131,6 @@ func TestNamesAreSplitByPlanOrRefused(t *testing.T) {
 	}
 }
 
-func TestSystemdMustHaveReadTheFile(t *testing.T) {
-	const file = "/etc/systemd/system/kubelet.service.d/99-nodelocaldns.conf"
-	argv := []string{"/usr/bin/kubelet", "--cluster-dns=169.254.20.10,10.96.0.10"}
-	good := "LoadState=loaded\nNeedDaemonReload=no\nFragmentPath=/usr/lib/systemd/system/kubelet.service\nDropInPaths=/usr/lib/a.conf " + file + "\n" +
-		"ExecStart={ path=/usr/bin/kubelet ; argv[]=/usr/bin/kubelet --cluster-dns=169.254.20.10,10.96.0.10 --v=2 ; ignore_errors=no }\n"
-	for _, tt := range []struct{ name, out, want string }{
-		{"all is well", good, ""},
-		{"the unit is broken", strings.Replace(good, "=loaded", "=bad-setting", 1), "it is bad-setting"},
-		{"a reload is needed", strings.Replace(good, "Reload=no", "Reload=yes", 1), "files of it have changed since they were read"},
-		{"the file is not read", strings.Replace(good, file, file+".off", 1), "it does not read the file"},
-		{"the flag is not there", strings.Replace(good, "10.96.0.10 --v", "10.96.0.11 --v", 1), argv[1] + " is not on the command line it would start"},
-		{"it says nothing", "", "it is "},
-	} {
-		err := accepted(tt.out, file, argv)
-		if tt.want == "" && err != nil || tt.want != "" && (err == nil || err.Error() != tt.want) {
-			t.Errorf("%s: got %v, want %q", tt.name, err, tt.want)
-		}
-	}
-	if err := accepted(good, file, []string{"/usr/bin/kubelet", "$ARGS"}); err != nil {
-		t.Errorf("with a variable in place of the flag: %v", err)
-	}
-}
-
 func TestTheStartOfAProcessIsKnown(t *testing.T) {
 	before := time.Now().Add(-20 * time.Millisecond) // two of the hundredths that it counts in
 	cmd := exec.CommandContext(t.Context(), "sleep", "60")
@@ -166,4 +146,24 @@ func TestTheStartOfAProcessIsKnown(t *testing.T) {
 	if _, err := processStarted("/proc/none"); err == nil {
 		t.Error("no error for a process that is none")
 	}
+}
+
+func TestTheAPIServerIsAskedOnceAndNotForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		ask := askOnce(func(ctx context.Context, _ string) ([]netip.Addr, error) {
+			asked++
+			<-ctx.Done() // it is down
+			return nil, ctx.Err()
+		}, time.Second)
+		begin := time.Now()
+		for range 2 {
+			if _, err := ask(t.Context(), "kubeconfig"); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("got %v, want %v", err, context.DeadlineExceeded)
+			}
+		}
+		if took := time.Since(begin); asked != 1 || took != time.Second {
+			t.Errorf("asked %d times, for %s; want once, for 1s", asked, took)
+		}
+	})
 }
