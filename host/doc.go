@@ -30,6 +30,11 @@
 //	notrack/ipv6      the same with ip6tables, if there is an IPv6 address
 //	sysctl/<key>      conntrack sizes and timeouts: buckets first, then as configured
 //
-// Its steps do not build on one another. One that fails is reported and the
+// The durable plan, which outlasts a reboot and is of files alone, so that it
+// can be made in an image too; its journal is in /var/lib:
+//
+//	kubelet/cluster-dns  one file that makes the kubelet's pods ask us first
+//
+// The steps of the runtime plan do not build on one another. One that fails is reported and the
 // rest is done; a sysctl that is blocked is no failure of the plan.
 package host

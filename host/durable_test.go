@@ -314,6 +314,10 @@ func TestRollbackRestoresEveryFileAfterAFaultAnywhere(t *testing.T) {
 							d.run(func() error { return d.durable(k.first).Apply(t.Context()) })
 							d.arm(b, f)
 							d.run(func() error { return d.durable(k.then).Apply(t.Context()) })
+							if (a+b)%2 == 1 { // and once more, whole
+								d.arm(0, f)
+								d.run(func() error { return d.durable(k.then).Apply(t.Context()) })
+							}
 							d.arm(c, f)
 							d.run(func() error { return d.durable(k.then).Rollback(t.Context()) })
 							d.arm(0, f)

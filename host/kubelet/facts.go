@@ -222,7 +222,7 @@ func (f *found) unset() bool {
 }
 
 func notKnown(err error) error {
-	return refuse("run this when the kubelet has joined its cluster, or set cluster.dns in our configuration",
+	return refuse("run this on the node itself, once its kubelet has joined a cluster",
 		"whom pods ask is not known: %v", err)
 }
 

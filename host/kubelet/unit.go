@@ -211,17 +211,32 @@ func (f *found) expand() error {
 	if err != nil {
 		return err
 	}
-	all, err := f.cmd.Expand(env)
+	all, err := f.cmd.ExpandKnown(env)
 	if err != nil {
 		return err
 	}
-	f.env, f.args = env, []unitfile.Arg{}
+	args := []unitfile.Arg{}
 	for _, a := range all {
-		if a.Word > f.word {
-			f.args = append(f.args, a)
+		if a.Word <= f.word {
+			continue
 		}
+		if a.Unknown != "" && decides(a) {
+			return fmt.Errorf("argument %s: %s is not known from files", a.Text, a.Unknown)
+		}
+		args = append(args, a)
 	}
+	f.env, f.args = env, args
 	return nil
+}
+
+// decides says that what is not known of an argument may say whom pods ask: all
+// but the value of a flag that says something else.
+func decides(a unitfile.Arg) bool {
+	name, _, ok := strings.Cut(a.Text[:a.Known], "=")
+	if !ok || !strings.HasPrefix(name, "--") {
+		return true
+	}
+	return slices.Contains([]string{clusterDNS, "config", "config-dir", "kubeconfig"}, strings.ReplaceAll(name[2:], "_", "-"))
 }
 
 // words are the arguments of the kubelet.
