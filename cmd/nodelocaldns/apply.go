@@ -90,6 +90,10 @@ func (a *app) apply(ctx context.Context, names []string, boot bool, out *changeJ
 		if was := statusOfStep(before, st.Name); was.State == step.Pending && st.State == step.Satisfied && st.Ours {
 			s.State, s.Diff = stateApplied, strings.TrimRight(was.Diff, "\n")
 			out.Changed = true
+			if isDurable(st.Name) && a.rootDir == "" && !boot && !askControl(ctx, a.runDir).Running {
+				a.warn("the resolver does not run: pods that are sent to it wait for nothing")
+				a.hint("start nodelocaldns serve before the kubelet starts again")
+			}
 		}
 		out.Steps = append(out.Steps, s)
 	}

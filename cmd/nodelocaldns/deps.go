@@ -109,17 +109,24 @@ func (a *app) configForUnit() (string, error) {
 	return filepath.Abs(a.configPath)
 }
 
-// unitStarted is when the first of the processes of a unit was started, if it
-// has any.
-func unitStarted(unit string) (time.Time, bool) {
+// unitStarted is when the program of a unit was started, if it runs: in the
+// file system proc, the oldest process in the unit's control group whose name
+// begins as the program's. Others there, such as containers' shims, outlive a
+// restart of k3s.
+func unitStarted(proc, unit, program string) (time.Time, bool) {
 	var first time.Time
-	groups, _ := filepath.Glob("/proc/[0-9]*/cgroup")
+	groups, _ := filepath.Glob(filepath.Join(proc, "[0-9]*/cgroup"))
 	for _, name := range groups {
+		dir := filepath.Dir(name)
 		text, err := os.ReadFile(name)
-		if err != nil || !strings.Contains(strings.ReplaceAll(string(text), "\n", "/")+"/", "/"+unit+"/") {
+		if err != nil || !strings.Contains(string(text), "/"+unit+"\n") {
 			continue
 		}
-		if at, err := processStarted(filepath.Dir(name)); err == nil && (first.IsZero() || at.Before(first)) {
+		comm, err := os.ReadFile(filepath.Join(dir, "comm"))
+		if err != nil || !strings.HasPrefix(string(comm), path.Base(program)) {
+			continue
+		}
+		if at, err := processStarted(dir); err == nil && (first.IsZero() || at.Before(first)) {
 			first = at
 		}
 	}

@@ -178,7 +178,7 @@ func (p *plans) restartPending(ctx context.Context, all []engine.Status) *restar
 		if info, err := p.node.Tree.Stat(c.Path); c.Path != "" && err == nil {
 			written = info.ModTime()
 		}
-		if since, ok := unitStarted(f.Unit); ok && since.Before(written) {
+		if since, ok := unitStarted("/proc", f.Unit, f.Program); ok && since.Before(written) {
 			return &restart{f.Unit, fmt.Sprintf("%s runs since before the file was written: its pods do not ask us yet", f.Unit)}
 		}
 		return nil
@@ -197,7 +197,7 @@ func (p *plans) stillNamed(ctx context.Context, before *restart, undone bool) *r
 	}
 	f, _ := kubelet.Find(ctx, p.node, p.ask) // what was found before a refusal is true all the same
 	if !byArgument(f.Backend) {
-		if _, ok := unitStarted(f.Unit); ok && undone && before == nil {
+		if _, ok := unitStarted("/proc", f.Unit, f.Program); ok && undone && before == nil {
 			return &restart{f.Unit, fmt.Sprintf("%s runs with our address until its next start", f.Unit)}
 		}
 		return nil

@@ -148,6 +148,42 @@ func TestTheStartOfAProcessIsKnown(t *testing.T) {
 	}
 }
 
+// k3s is started anew, and what it started before lives on beside it.
+func TestTheStartOfAUnitIsThatOfItsProgram(t *testing.T) {
+	stat, err := os.ReadFile("/proc/self/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := processStarted("/proc/self")
+	if err != nil {
+		t.Fatal(err)
+	}
+	older := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	older[19] = "1" // a hundredth of a second after boot
+	proc := t.TempDir()
+	for pid, files := range map[string][3]string{
+		"10": {"containerd-shim\n", "0::/system.slice/k3s.service\n", "10 (x) " + strings.Join(older, " ")},
+		"11": {"k3s-server\n", "0::/system.slice/k3s.service\n", string(stat)},
+		"12": {"k3s-server\n", "0::/system.slice/k3s.service/sub\n", "12 (x) " + strings.Join(older, " ")},
+	} {
+		for i, name := range []string{"comm", "cgroup", "stat"} {
+			name = filepath.Join(proc, pid, name)
+			if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(name, []byte(files[i]), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if got, ok := unitStarted(proc, "k3s.service", "k3s"); !ok || got.Sub(own).Abs() > time.Second {
+		t.Errorf("got %v, %v; want %v, the start of k3s-server", got, ok, own)
+	}
+	if got, ok := unitStarted(proc, "k3s-agent.service", "k3s"); ok {
+		t.Errorf("got %v for a unit that does not run", got)
+	}
+}
+
 func TestTheAPIServerIsAskedOnceAndNotForLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		asked := 0
