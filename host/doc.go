@@ -35,6 +35,7 @@
 //
 //	kubelet/cluster-dns  one file that makes the kubelet's pods ask us first
 //
-// The steps of the runtime plan do not build on one another. One that fails is reported and the
-// rest is done; a sysctl that is blocked is no failure of the plan.
+// The steps of the runtime plan do not build on one another. One that fails is
+// reported and the rest is done; a sysctl that is blocked is no failure of the
+// plan.
 package host

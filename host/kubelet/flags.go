@@ -2,6 +2,7 @@ package kubelet
 
 import (
 	"encoding/csv"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -104,8 +105,8 @@ func splitCSV(value string) ([]string, error) {
 		return nil, nil
 	}
 	entries, err := csv.NewReader(strings.NewReader(value)).Read()
-	if err == io.EOF { //nolint:errorlint // Read returns it as it is
-		return nil, fmt.Errorf("no value in it")
+	if errors.Is(err, io.EOF) {
+		return nil, errors.New("no value in it")
 	}
 	return entries, err
 }

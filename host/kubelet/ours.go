@@ -90,19 +90,6 @@ func ourFile(data []byte) (mine, intact bool) {
 	}
 }
 
-// madeFrom is the sum of what a file of ours was made from, or "".
-func madeFrom(data []byte) string {
-	for line := range bytes.Lines(data) {
-		if text, ok := strings.CutPrefix(string(line), baseLine); ok {
-			return strings.TrimSpace(text)
-		}
-		if !bytes.HasPrefix(line, []byte("#")) {
-			return ""
-		}
-	}
-	return ""
-}
-
 // isOurs says whether name is a file of ours, edited or not.
 func isOurs(tree fsys.Tree, name string) (bool, error) {
 	data, err := tree.ReadFile(name)
