@@ -393,7 +393,8 @@ func expandBraces(text string, env Env) (expanded string, known int, unknown str
 // Argv; Program is never dropped), each with what is between it and the word
 // before, and, unless insert is empty, with insert as a new word right after
 // Program; byte for byte otherwise. insert is source text, quoted and escaped
-// as it needs to be. drop may be nil.
+// as it needs to be. drop may be nil. Unlike Raw the result can be followed by
+// a line end whatever it ends in.
 //
 // The result is read again, and it is an error if its words are not those
 // asked for.
@@ -420,6 +421,11 @@ func (c Command) Edit(drop func(i int, w Word) bool, insert string) (string, err
 			want = append(want, raw[w.Start:w.End])
 		}
 		at = w.End
+	}
+	// A backslash at the end is an argument if a blank follows in the file,
+	// which Raw leaves out; at the end of a line it would be something else.
+	if endsInBackslash([]byte(b.String())) {
+		put("", " ")
 	}
 	if got := sourceWords(b.String()); insert == ";" || !slices.Equal(got, want) {
 		return "", fmt.Errorf("editing %q: the words would be %q", c.Raw(), got)

@@ -32,6 +32,7 @@ var envFiles = []string{
 	"A='a\\\nb'\nB=1\n",
 	"A=a\\\nb\nB=1\n",
 	"A=a \\\n b \nB=1\n",
+	"A=a \\\n \nB=1\n",
 	"A=a\\ \nB=a \\",
 	"A=\"a \\",
 	"A=\"a\nb\"\nB=c\n",

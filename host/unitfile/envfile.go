@@ -1,6 +1,7 @@
 package unitfile
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -270,10 +271,7 @@ func isNewline(c byte) bool { return c == '\n' || c == '\r' }
 
 func isBlank(c byte) bool { return strings.IndexByte(blank, c) >= 0 }
 
-func trimRight(b []byte) []byte {
-	_, end := trim(b, 0, len(b))
-	return b[:end]
-}
+func trimRight(b []byte) []byte { return bytes.TrimRight(b, blank) }
 
 // glob returns the names that match a pattern, as glob(3) does.
 func (f files) glob(pattern string) ([]string, error) {

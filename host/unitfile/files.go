@@ -66,9 +66,6 @@ func (f files) readDir(name string) ([]string, error) {
 		names = append(names, e.Name())
 	}
 	for changed, content := range f.changed {
-		if content != nil && strings.HasPrefix(changed, path.Clean(dir)+"/") {
-			err = nil // a missing directory that is said to have a file
-		}
 		d, base := path.Split(changed)
 		if path.Clean(d) != dir {
 			continue

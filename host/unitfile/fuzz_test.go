@@ -36,7 +36,7 @@ func variants(data []byte, seed uint64) [][]byte {
 	seed |= 1
 	pieces := []string{
 		"\n", "\\\n", "\\", " ", "\t", "\"", "'", "\r\n", "#", ";", " ; ", "=", "[", "]", "[Service]\n", "[Unit]\n", "ExecStart=", "ExecStart=/bin/a ",
-		"ExecStop=/bin/b ", "\nExecStart=\n", "Environment=", "Environment=A=1 ", "EnvironmentFile=/a", "Type=oneshot\n", "%", "%%", "%n", "%p", "$A", "${A}",
+		"ExecStop=/bin/b ", "\nExecStart=\n", "Environment=", "Environment=A=1 ", "EnvironmentFile=/a", "PassEnvironment=A ", "UnsetEnvironment=A B=1 ", "Type=oneshot\n", "%", "%%", "%n", "%p", "$A", "${A}",
 		"-", "@", ":", "+", "!", "/", "/bin/x", "\\x41", "\\u00e9", "\\101", "\\s", "\\;", "\x00", "\ufeff", "é", "\xff", "A=", "a", "# c\n", "\n\n", "..", "X-",
 	}
 	for len(list) < batch {
@@ -103,6 +103,9 @@ func FuzzUnitsAgreeWithSystemd(f *testing.F) {
 		readings := judge.Read(t, root, names...)
 		for _, name := range names {
 			got, _ := ours(t, root, name)
+			if strings.HasPrefix(got.State, "not known: ") {
+				continue
+			}
 			if diff := cmp.Diff(theirs(readings[name]), got); diff != "" {
 				t.Errorf("%q\nis read otherwise (-systemd +ours):\n%.3000s\n%.3000s", files[etc+name+".d/x.conf"], diff, strings.Join(readings[name].Said, "\n"))
 			}
@@ -117,7 +120,7 @@ func undecided(text []byte) bool {
 	for _, part := range []string{
 		"\\n", "\\x0a", "\\x0A", "\\012", "\\u000a", "\\u000A", "\\U0000000a", "\\U0000000A", // line ends in what is printed
 		"SuccessAction", "RemainAfterExit", "BusName", "ExitType", "PAMName", "User", "Group", "WorkingDirectory",
-		"Context", "Profile", "Label", "DefaultEnvironment", "Pass", "Unset", "USBF", "RestartForce",
+		"Context", "Profile", "Label", "DefaultEnvironment", "USBF", "RestartForce",
 	} {
 		if bytes.Contains(text, []byte(part)) {
 			return true
@@ -175,7 +178,8 @@ func FuzzStartsAgreeWithSystemd(f *testing.F) {
 			}
 			for _, v := range environment.Vars() {
 				if !slices.Contains(want.Env, v.Name+"="+v.Value) {
-					t.Errorf("%s: systemd does not set %s=%q", name, v.Name, v.Value)
+					content, _ := fsys.Tree(root).ReadFile(v.File)
+					t.Errorf("%s: systemd does not set %s=%q from %q, but %q", name, v.Name, v.Value, content, want.Env)
 				}
 			}
 		}
@@ -226,7 +230,10 @@ func FuzzEdit(f *testing.F) {
 			return
 		}
 		for _, c := range u.commands["ExecStart"] {
-			if got, err := c.Edit(nil, ""); err != nil || got != c.Raw() {
+			if strings.Contains(c.Raw(), `\ `) || strings.Contains(c.Raw(), "\\\t") {
+				continue // a word that is a backslash and a blank cannot be the last
+			}
+			if got, err := c.Edit(nil, ""); err != nil || strings.TrimSuffix(got, " ") != c.Raw() {
 				t.Fatalf("%q not edited is %q, %v", c.Raw(), got, err)
 			}
 			dropped := func(i int, _ Word) bool { return bits>>(i%64)&1 == 1 }

@@ -88,7 +88,7 @@ func ours(t testing.TB, root, name string) (view, *Unit) {
 	}
 	files, err := u.EnvFiles()
 	if err != nil {
-		t.Fatal(err)
+		return view{State: "not known: " + err.Error()}, u
 	}
 	for _, f := range files {
 		dash := ""
@@ -96,6 +96,21 @@ func ours(t testing.TB, root, name string) (view, *Unit) {
 			dash = "-"
 		}
 		v.EnvFiles = append(v.EnvFiles, dash+f.Pattern)
+	}
+	for _, s := range u.Values("Service", "PassEnvironment") {
+		for _, w := range u.words(s, 0) {
+			if validName(w) && !slices.Contains(v.Pass, w) {
+				v.Pass = append(v.Pass, w)
+			}
+		}
+	}
+	for _, s := range u.Values("Service", "UnsetEnvironment") {
+		for _, w := range u.words(s, cEscapes) {
+			name, value, _ := strings.Cut(w, "=")
+			if validName(name) && validUTF8([]byte(value)) && !slices.Contains(v.Unset, w) {
+				v.Unset = append(v.Unset, w)
+			}
+		}
 	}
 	for _, key := range commandKeys {
 		for _, c := range u.commands[key] {
@@ -121,6 +136,7 @@ func theirs(r judge.Reading) view {
 		return v
 	}
 	v.Fragment, v.DropIns, v.Commands, v.EnvFiles = r.Fragment, r.DropIns, r.Commands, r.EnvironmentFiles
+	v.Pass, v.Unset = r.PassEnvironment, r.UnsetEnvironment
 	v.Environment = map[string]string{}
 	for _, e := range r.Environment {
 		name, value, _ := strings.Cut(e, "=")

@@ -173,6 +173,12 @@ var loadCases = map[string]struct {
 	"unit directory is a link": {files: tree{
 		"/usr/lib/systemd/system": "-> ../../../opt/units", "/opt/units/kubelet.service": start, "/opt/units/kubelet.service.d/1.conf": drop + "A=1\n",
 	}},
+	"passed and unset variables": {files: tree{
+		etc + "kubelet.service": start + "PassEnvironment=A \"B\" C'D' %p 1x a\\x41 A\nPassEnvironment=E \"F\nUnsetEnvironment=A B=1 \"C=x y\" \\x44 =x 1 A\nUnsetEnvironment=%n=1 %p\n",
+	}},
+	"passed and unset variables, reset": {files: tree{
+		etc + "kubelet.service": start + "PassEnvironment=A\nPassEnvironment=\nPassEnvironment=B\nUnsetEnvironment=A\nUnsetEnvironment=\nUnsetEnvironment=B\n",
+	}},
 	"environment files with specifiers": {units: []string{"a-b.service"}, files: tree{
 		etc + "a-b.service": start + "EnvironmentFile=-/etc/%p/%n.env\nEnvironmentFile=/a//b/./c/\nEnvironmentFile=rel\nEnvironmentFile=-\nEnvironmentFile=/a/../b\nEnvironmentFile=/a b\nEnvironmentFile=\"/q\"\nEnvironmentFile=/%F\nEnvironmentFile=--/x\nEnvironmentFile=/*.env\nEnvironmentFile=- /x\n",
 	}},

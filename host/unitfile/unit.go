@@ -4,6 +4,12 @@
 // It follows systemd 252 and what 247 to 257 have in common; where they
 // differ, the field or error concerned says so. What cannot be known from
 // files is an error, never a guess.
+//
+// Two things of systemd are left out. Values of settings other than commands
+// and environment are not checked, so it is not seen where a User or a
+// WorkingDirectory that systemd cannot read ends a file early. And where a unit
+// has several aliases that each have a drop-in of the same name, systemd takes
+// any; here it is the first by name.
 package unitfile
 
 import (

@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # Boots systemd as PID 1 of the namespaces that this runs in, on this
 # machine's files with a tree laid over them.
 #

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -26,16 +27,21 @@ type Reading struct {
 	Said             []string              // what it logged about the unit and its files
 }
 
+var version = sync.OnceValues(func() (int, error) {
+	out, err := exec.Command("systemd-analyze", "--version").Output()
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(regexp.MustCompile(`[0-9]+`).FindString(string(out)))
+})
+
 // Version is the version of the systemd that is asked.
 func Version(t testing.TB) int {
 	t.Helper()
-	out, err := exec.Command(tool(t), "--version").Output()
+	tool(t)
+	n, err := version()
 	if err != nil {
 		t.Fatalf("asking systemd-analyze for its version: %v", err)
-	}
-	n, err := strconv.Atoi(regexp.MustCompile(`[0-9]+`).FindString(string(out)))
-	if err != nil {
-		t.Fatalf("no version in %q", out)
 	}
 	return n
 }
