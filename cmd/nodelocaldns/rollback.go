@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os/signal"
+	"path"
 	"slices"
 	"strings"
 	"syscall"
@@ -13,6 +14,8 @@ import (
 
 	"nodelocaldns/cmd/nodelocaldns/internal/config"
 	"nodelocaldns/host/engine"
+	"nodelocaldns/host/fsys"
+	"nodelocaldns/host/kubelet"
 )
 
 func (a *app) rollbackCommand() *cobra.Command {
@@ -66,7 +69,11 @@ func (a *app) rollback(ctx context.Context, keep []string, out *changeJSON) (*re
 	err = p.Rollback(ctx, names, before)
 	ctx = context.WithoutCancel(ctx)
 	after, cerr := p.Check(ctx)
-	kubelet := false
+	if st := statusOfStep(after, kubelet.StepName); cerr == nil && !st.Ours {
+		// Nothing reads it any more, and nothing else would take it away.
+		err = errors.Join(err, fsys.Dir(a.under(a.runDir)).Remove(path.Base(kubelet.EnvFile)))
+	}
+	undone := false
 	for _, was := range before {
 		is := statusOfStep(after, was.Name) // no longer there: nothing of ours is left
 		s := planStep{Name: was.Name}
@@ -75,7 +82,7 @@ func (a *app) rollback(ctx context.Context, keep []string, out *changeJSON) (*re
 			continue
 		case !is.Ours:
 			s.State, out.Changed = stateUndone, true
-			kubelet = kubelet || isDurable(was.Name)
+			undone = undone || isDurable(was.Name)
 		case slices.Contains(names, was.Name):
 			s.State, s.Why = stateKept, is.Why
 		default:
@@ -83,7 +90,7 @@ func (a *app) rollback(ctx context.Context, keep []string, out *changeJSON) (*re
 		}
 		out.Steps = append(out.Steps, s)
 	}
-	r := p.stillNamed(ctx, pending, kubelet)
+	r := p.stillNamed(ctx, pending, undone)
 	out.RestartPending = r != nil
 	return r, errors.Join(hintKeep(err, after), cerr)
 }
