@@ -151,9 +151,29 @@ func (n *Durable) Off() (bool, error) {
 	return err == nil, err
 }
 
+// ErrOff is returned by Boot where the off switch is set.
+var ErrOff = errors.New("a rollback was asked for")
+
 // Apply clears the off switch and brings the files to the plan, or to the named
 // steps of it, as Node.Apply does.
 func (n *Durable) Apply(ctx context.Context, steps ...string) error {
+	return n.apply(ctx, func() error { return n.state.Remove(offFile) }, steps)
+}
+
+// Boot is Apply for a node that starts: it obeys the off switch, and returns
+// ErrOff, with nothing written.
+func (n *Durable) Boot(ctx context.Context, steps ...string) error {
+	return n.apply(ctx, func() error {
+		off, err := n.Off()
+		if off {
+			return ErrOff
+		}
+		return err
+	}, steps)
+}
+
+// apply calls off under the lock, before anything is written.
+func (n *Durable) apply(ctx context.Context, off func() error, steps []string) error {
 	lock, err := n.lock(ctx)
 	if err != nil {
 		return err
@@ -170,7 +190,7 @@ func (n *Durable) Apply(ctx context.Context, steps ...string) error {
 	if plan, err = pick(plan, steps); err != nil {
 		return err
 	}
-	if err := n.state.Remove(offFile); err != nil {
+	if err := off(); err != nil {
 		return err
 	}
 	return n.engine(plan).Apply(ctx)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"nodelocaldns/host"
 	"nodelocaldns/host/engine"
 	"nodelocaldns/host/step"
 )
@@ -70,19 +71,14 @@ func (a *app) apply(ctx context.Context, names []string, boot bool, out *changeJ
 	if err != nil {
 		return nil, err
 	}
-	if boot {
-		if off, err := p.Off(); off || err != nil {
-			if off {
-				a.warn("off: a rollback was asked for, so nothing is written at boot until the next apply")
-			}
-			return nil, err
-		}
-	}
 	before, err := p.Check(ctx)
 	if err != nil {
 		return nil, err
 	}
-	err = p.Apply(ctx, names, before)
+	if err = p.Apply(ctx, names, before); errors.Is(err, host.ErrOff) {
+		a.warn("off: a rollback was asked for, so nothing is written at boot until the next apply")
+		return nil, nil
+	}
 	ctx = context.WithoutCancel(ctx)
 	after, cerr := p.Check(ctx)
 	for _, st := range after {

@@ -32,10 +32,10 @@ import (
 	"nodelocaldns/host/kubelet"
 )
 
-// plans are the plans of cfg for this node, or for the tree below --root. files
+// plans are the plans of cfg for this node, or for the tree below --root. boot
 // leaves the runtime plan out.
-func (a *app) plans(cfg config.Config, log *slog.Logger, files bool) (*plans, error) {
-	p := &plans{}
+func (a *app) plans(cfg config.Config, log *slog.Logger, boot bool) (*plans, error) {
+	p := &plans{boot: boot}
 	d, err := a.durableDeps(log)
 	if err != nil {
 		return nil, err
@@ -49,7 +49,7 @@ func (a *app) plans(cfg config.Config, log *slog.Logger, files bool) (*plans, er
 	if p.ask.Addresses = cfg.PodsCanAsk(); want.Kubelet != nil {
 		p.ask = *want.Kubelet
 	}
-	if files || a.rootDir != "" {
+	if boot || a.rootDir != "" {
 		return p, nil
 	}
 	deps, err := host.SystemDeps(log)

@@ -19,6 +19,7 @@ import (
 type plans struct {
 	runtime *host.Node // nil: only files are looked at, as below --root
 	durable *host.Durable
+	boot    bool // the node starts: files only, and the off switch is obeyed
 
 	node kubelet.Node
 	ask  kubelet.Want // what the durable plan wants of the kubelet, or would
@@ -102,10 +103,13 @@ func (p *plans) Apply(ctx context.Context, names []string, all []engine.Status) 
 			return err
 		}
 	}
-	if len(names) == 0 || len(durable) > 0 {
-		return p.durable.Apply(ctx, durable...)
+	switch {
+	case len(names) > 0 && len(durable) == 0:
+		return nil
+	case p.boot:
+		return p.durable.Boot(ctx, durable...)
 	}
-	return nil
+	return p.durable.Apply(ctx, durable...)
 }
 
 // Rollback undoes both plans except the named steps, the durable one first. If
