@@ -158,7 +158,7 @@ func (f *found) command() error {
 		}
 		f.unit, f.ours = unit, append(f.ours, name)
 	}
-	if !f.whole {
+	if _, err := f.node.Tree.Lstat(EnvFile); err == nil && !f.whole {
 		unit, err := f.unit.Without(EnvFile)
 		if err != nil {
 			return fmt.Errorf("reading %s: %w", f.Unit, err)
