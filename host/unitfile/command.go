@@ -145,7 +145,8 @@ func (u *Unit) parseCommand(s Setting, i int) (_ *Command, next int, err error) 
 			return wrong("no program")
 		case !safe(program):
 			return wrong("program %q has special characters", program)
-		case strings.HasSuffix(program, "/"):
+		case strings.HasSuffix(program, "/"),
+			u.host.Systemd >= 254 && (strings.HasSuffix(program, "/.") || strings.HasSuffix(program, "/..")):
 			return wrong("program %s is a directory", program)
 		case !validProgram(program):
 			return wrong("program %s is neither a name nor an absolute path", program)

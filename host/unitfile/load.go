@@ -12,7 +12,8 @@ import (
 // searchPath is where systemd's system manager looks for units, most
 // important first (systemd.unit(5), table 1; "systemd-analyze unit-paths").
 // /lib is before /usr/lib because only Debian and Ubuntu ever kept them apart,
-// and there it was; elsewhere both are the same directory.
+// and there it was; elsewhere both are the same directory. Systemd 255 and
+// newer do not run where they are not.
 var searchPath = []string{
 	"/etc/systemd/system.control",
 	"/run/systemd/system.control",
@@ -41,7 +42,7 @@ func load(f files, name string, host Host) (*Unit, error) {
 	if !ok || asked.kind != "service" || asked.isTemplate() {
 		return nil, fmt.Errorf("%q is no name of a service", name)
 	}
-	m, err := f.mapNames()
+	m, err := f.mapNames(host)
 	if err != nil {
 		return nil, err
 	}
@@ -136,9 +137,8 @@ func (u *Unit) verify() *BadSetting {
 	case kind != "oneshot":
 		return nil
 	}
-	// Newer versions allow both of these.
-	if r := u.last("Service", "Restart", isRestart); u.host.Systemd < 254 && (r == "always" || r == "on-success") {
-		return whole("Restart=%s, which systemd before 254 does not allow with Type=oneshot", r)
+	if r := u.last("Service", "Restart", isRestart); r == "always" || r == "on-success" {
+		return whole("Restart=%s, which systemd does not allow with Type=oneshot", r)
 	}
 	if u.host.Systemd < 254 && len(u.Values("Service", "RestartForceExitStatus")) > 0 {
 		return whole("RestartForceExitStatus, which systemd before 254 does not allow with Type=oneshot")
@@ -196,12 +196,15 @@ type nameMap struct {
 }
 
 // mapNames reads the search path.
-func (f files) mapNames() (*nameMap, error) {
+func (f files) mapNames(host Host) (*nameMap, error) {
 	if _, err := f.tree.Stat("/"); err != nil {
 		return nil, fmt.Errorf("reading the tree %s: %w", f.tree, err)
 	}
 	m := &nameMap{files: f, to: map[string]string{}}
 	for _, dir := range searchPath {
+		if dir == "/lib/systemd/system" && host.Systemd >= 255 {
+			continue
+		}
 		dir, ok := f.dir(dir)
 		if ok && !slices.Contains(m.dirs, dir) {
 			m.dirs = append(m.dirs, dir)
