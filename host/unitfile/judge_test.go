@@ -232,8 +232,8 @@ var lineCases = map[string]string{
 	"notify-reload":                           "[Service]\nType=notify-reload\nExecStart=/bin/a\n",
 	"line of 4000 bytes":                      "[Service]\nExecStart=/bin/kubelet " + strings.Repeat("--abcdefghi ", 333) + "z\n",
 	"continued to 20000 bytes":                "[Service]\nExecStart=/bin/kubelet" + strings.Repeat(" \\\n    --abcdefghi", 1500) + "\n",
-	"line as long as may be":                  "[Service]\nExecStart=/bin/kubelet " + strings.Repeat("a", 1<<20-24-1) + "\n",
-	"line one byte too long":                  "[Service]\nExecStart=/bin/kubelet " + strings.Repeat("a", 1<<20-24) + "\n",
+	"line as long as may be":                  "[Service]\nExecStart=/bin/kubelet " + strings.Repeat("a", 1<<20-23-1) + "\n",
+	"line one byte too long":                  "[Service]\nExecStart=/bin/kubelet " + strings.Repeat("a", 1<<20-23) + "\n",
 	"continued line too long":                 "[Service]\nExecStart=/bin/kubelet " + strings.Repeat("a", 1<<19) + "\\\n" + strings.Repeat("a", 1<<19) + "\n",
 	"too long in a comment":                   "[Service]\nExecStart=/bin/kubelet\n#" + strings.Repeat("a", 1<<20),
 }
