@@ -3,8 +3,6 @@ package host
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -99,11 +97,10 @@ func specifiers() unitfile.Host {
 // it: its files. Nothing here starts, stops or restarts anything. Its methods
 // are those of a Node, and may be called as those are.
 type Durable struct {
-	cfg     DurableConfig
-	deps    DurableDeps
-	files   kubelet.Files
-	state   journal.Files
-	journal *journal.Journal
+	keeper
+	cfg   DurableConfig
+	deps  DurableDeps
+	files kubelet.Files
 }
 
 // NewDurable returns the node with the durable plan of cfg. It reads and writes
@@ -112,53 +109,28 @@ func NewDurable(cfg DurableConfig, d DurableDeps) *Durable {
 	if d.Root == "" {
 		d.Root = "/"
 	}
-	files := d.Files
-	if files == nil {
-		files = kubelet.DirFiles(d.Node.Tree)
+	if d.State == nil {
+		d.State = fsys.Dir(filepath.Join(d.Root, d.StateDir))
 	}
-	n := &Durable{cfg: cfg, deps: d, files: files}
-	if n.state = d.State; n.state == nil {
-		n.state = fsys.Dir(filepath.Join(d.Root, d.StateDir))
+	n := &Durable{cfg: cfg, deps: d, files: d.Files}
+	if n.files == nil {
+		n.files = kubelet.DirFiles(d.Node.Tree)
 	}
-	n.journal = journal.New(n.state, journalFile)
+	n.keeper = keeper{
+		journal:  journal.New(d.State, journalFile),
+		state:    d.State,
+		lockAt:   filepath.Join(d.Root, d.RunDir, lockFile),
+		lockWait: d.LockWait,
+		log:      d.Log,
+		now:      d.Now,
+		planOf:   n.plan,
+		undoerOf: n.undoer,
+	}
 	return n
-}
-
-// Check looks at every step of the plan, and at the records that the plan does
-// not cover, as Node.Check does.
-func (n *Durable) Check(ctx context.Context) ([]engine.Status, error) {
-	recs, _ := n.journal.Open() // Status says so again
-	plan, err := n.plan(recs)
-	if err != nil {
-		return nil, err
-	}
-	all, err := n.engine(plan).Status(ctx)
-	for i, st := range all {
-		if errors.Is(st.Err, engine.ErrUnknown) && st.Name == kubelet.StepName {
-			all[i].Err, all[i].Leftover = nil, true
-			all[i].Why = "no longer in the configuration; rollback takes it back"
-		}
-	}
-	return all, err
-}
-
-// Off says whether the off switch is set, as Node.Off does.
-func (n *Durable) Off() (bool, error) {
-	_, err := n.state.ReadFile(offFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil, err
 }
 
 // ErrOff is returned by Boot where the off switch is set.
 var ErrOff = errors.New("a rollback was asked for")
-
-// Apply clears the off switch and brings the files to the plan, or to the named
-// steps of it, as Node.Apply does.
-func (n *Durable) Apply(ctx context.Context, steps ...string) error {
-	return n.apply(ctx, func() error { return n.state.Remove(offFile) }, steps)
-}
 
 // Boot is Apply for a node that starts: it obeys the off switch, and returns
 // ErrOff, with nothing written.
@@ -172,76 +144,6 @@ func (n *Durable) Boot(ctx context.Context, steps ...string) error {
 	}, steps)
 }
 
-// apply calls off under the lock, before anything is written.
-func (n *Durable) apply(ctx context.Context, off func() error, steps []string) error {
-	lock, err := n.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer lock.Release()
-	recs, err := n.journal.Open()
-	if err != nil {
-		return err
-	}
-	plan, err := n.plan(recs)
-	if err != nil {
-		return err
-	}
-	if plan, err = pick(plan, steps); err != nil {
-		return err
-	}
-	if err := off(); err != nil {
-		return err
-	}
-	return n.engine(plan).Apply(ctx)
-}
-
-// Rollback sets the off switch and undoes every open record except the named
-// ones, as Node.Rollback does.
-func (n *Durable) Rollback(ctx context.Context, keep ...string) error {
-	text := fmt.Appendf(nil, "rollback at %s\n", n.deps.Now().UTC().Format(time.RFC3339))
-	if err := n.state.WriteAtomic(offFile, text, 0o644); err != nil {
-		return err
-	}
-	lock, err := n.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer lock.Release()
-	recs, err := n.journal.Open()
-	if err != nil {
-		return err
-	}
-	var plan []engine.Item
-	for _, r := range recs {
-		if r.Name != kubelet.StepName {
-			continue // the engine reports it by name
-		}
-		// What is undone goes by the record, and not by the configuration.
-		s, err := n.kubelet(kubelet.Want{}, r.Saved)
-		if err != nil {
-			return err
-		}
-		plan = append(plan, engine.Item{Steps: []step.Step{s}})
-	}
-	return n.engine(plan).Rollback(ctx, keep...)
-}
-
-func (n *Durable) lock(ctx context.Context) (*journal.Lock, error) {
-	ctx, cancel := context.WithTimeout(ctx, n.deps.LockWait)
-	defer cancel()
-	return journal.Acquire(ctx, filepath.Join(n.deps.Root, n.deps.RunDir, lockFile))
-}
-
-func (n *Durable) engine(plan []engine.Item) *engine.Engine {
-	return &engine.Engine{
-		Journal: n.journal,
-		Plan:    plan,
-		Now:     n.deps.Now,
-		Note:    func(name, what, why string) { n.deps.Log.Warn(what, "step", name, "why", why) },
-	}
-}
-
 // plan is the durable plan of the configuration.
 func (n *Durable) plan(recs []engine.Record) ([]engine.Item, error) {
 	if n.cfg.Kubelet == nil {
@@ -252,6 +154,14 @@ func (n *Durable) plan(recs []engine.Record) ([]engine.Item, error) {
 		return nil, err
 	}
 	return []engine.Item{{Steps: []step.Step{s}}}, nil
+}
+
+// undoer is the step that undoes a record, or nil if this version has none.
+func (n *Durable) undoer(r engine.Record) (step.Step, error) {
+	if r.Name != kubelet.StepName {
+		return nil, nil
+	}
+	return n.kubelet(kubelet.Want{}, r.Saved)
 }
 
 func (n *Durable) kubelet(want kubelet.Want, held step.Saved) (*kubelet.Step, error) {

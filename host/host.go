@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net/netip"
 	"path/filepath"
@@ -108,9 +107,9 @@ func memory() (uint64, error) {
 // A Node is this node and what we want of it. Its methods may be called from
 // several goroutines and processes: those that write take the lock.
 type Node struct {
-	cfg     Config
-	deps    Deps
-	journal *journal.Journal
+	keeper
+	cfg  Config
+	deps Deps
 }
 
 // New returns the node with the runtime plan of cfg. It reads and writes
@@ -127,110 +126,30 @@ func New(cfg Config, d Deps) (*Node, error) {
 	if cfg.Notrack && cfg.Port == 0 {
 		return nil, errors.New("port 0: the rules need the port of the resolver")
 	}
-	return &Node{cfg: cfg, deps: d, journal: journal.New(fsys.Dir(d.RunDir), journalFile)}, nil
+	n := &Node{cfg: cfg, deps: d}
+	n.keeper = keeper{
+		journal:  journal.New(fsys.Dir(d.RunDir), journalFile),
+		state:    fsys.Dir(d.StateDir),
+		lockAt:   filepath.Join(d.RunDir, lockFile),
+		lockWait: d.LockWait,
+		log:      d.Log,
+		now:      d.Now,
+		planOf:   n.plan,
+		undoerOf: func(r engine.Record) (step.Step, error) { return n.undoer(r.Name), nil },
+	}
+	return n, nil
 }
 
-// Check looks at every step of the plan, in its order, and at the records that
-// the plan does not cover. It never writes, takes no lock, and works without
-// root as far as it can: what it could not see is marked Unseen. The error
-// says that the journal could not be read; the findings are valid all the same
-// and say nothing of what is ours.
+// Check is that of both plans, and names who is likely to have set a sysctl
+// that is not as we left it.
 func (n *Node) Check(ctx context.Context) ([]engine.Status, error) {
-	recs, _ := n.journal.Open() // Status says so again
-	plan, err := n.plan(recs)
-	if err != nil {
-		return nil, err
-	}
-	all, err := n.engine(plan).Status(ctx)
+	all, err := n.keeper.Check(ctx)
 	for i, st := range all {
-		if errors.Is(st.Err, engine.ErrUnknown) && n.undoer(st.Name) != nil {
-			all[i].Err, all[i].Leftover = nil, true
-			all[i].Why = "no longer in the configuration; rollback takes it back"
-		}
 		if owner := sysctl.Owner(strings.TrimPrefix(st.Name, "sysctl/")); owner != "" && st.Drift {
 			all[i].Why += ", likely by " + owner
 		}
 	}
 	return all, err
-}
-
-// Off says whether the off switch is set: a rollback was asked for, and guard
-// must not repair what it took away.
-func (n *Node) Off() (bool, error) {
-	_, err := fsys.Dir(n.deps.StateDir).ReadFile(offFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil, err
-}
-
-// Apply clears the off switch and brings the node to the plan, or to the named
-// steps of it: a full name, or the noun before the slash. A step that fails
-// does not keep the others from being tried; a sysctl that is blocked is
-// logged and no error.
-func (n *Node) Apply(ctx context.Context, steps ...string) error {
-	lock, err := n.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer lock.Release()
-	recs, err := n.journal.Open()
-	if err != nil {
-		return err
-	}
-	plan, err := n.plan(recs)
-	if err != nil {
-		return err
-	}
-	if plan, err = pick(plan, steps); err != nil {
-		return err
-	}
-	if err := fsys.Dir(n.deps.StateDir).Remove(offFile); err != nil {
-		return err
-	}
-	return n.engine(plan).Apply(ctx)
-}
-
-// Rollback sets the off switch, waits for the lock, and undoes every open
-// record, newest first, except the named ones. What it undoes goes by the
-// journal and not by the configuration, which may have changed since.
-func (n *Node) Rollback(ctx context.Context, keep ...string) error {
-	off := fsys.Dir(n.deps.StateDir)
-	text := fmt.Appendf(nil, "rollback at %s\n", n.deps.Now().UTC().Format(time.RFC3339))
-	if err := off.WriteAtomic(offFile, text, 0o644); err != nil {
-		return err
-	}
-	lock, err := n.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer lock.Release()
-	recs, err := n.journal.Open()
-	if err != nil {
-		return err
-	}
-	var plan []engine.Item
-	for _, r := range recs {
-		if s := n.undoer(r.Name); s != nil {
-			plan = append(plan, engine.Item{Steps: []step.Step{s}})
-		}
-	}
-	return n.engine(plan).Rollback(ctx, keep...)
-}
-
-func (n *Node) lock(ctx context.Context) (*journal.Lock, error) {
-	ctx, cancel := context.WithTimeout(ctx, n.deps.LockWait)
-	defer cancel()
-	return journal.Acquire(ctx, filepath.Join(n.deps.RunDir, lockFile))
-}
-
-func (n *Node) engine(plan []engine.Item) *engine.Engine {
-	return &engine.Engine{
-		Journal: n.journal,
-		Plan:    plan,
-		Now:     n.deps.Now,
-		Note:    func(name, what, why string) { n.deps.Log.Warn(what, "step", name, "why", why) },
-	}
 }
 
 // plan is the runtime plan of the configuration, in order. Its items do not

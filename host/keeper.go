@@ -1,0 +1,144 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"time"
+
+	"nodelocaldns/host/engine"
+	"nodelocaldns/host/journal"
+	"nodelocaldns/host/step"
+)
+
+// A keeper is what the runtime and the durable plan have in common: a journal,
+// the lock, the off switch, and how a plan is run with them.
+type keeper struct {
+	journal  *journal.Journal
+	state    journal.Files // where the off switch is
+	lockAt   string
+	lockWait time.Duration
+	log      *slog.Logger
+	now      func() time.Time
+
+	// planOf is the plan of the configuration. The records tell the steps what
+	// they may have left under an earlier one.
+	planOf func(recs []engine.Record) ([]engine.Item, error)
+
+	// undoerOf is the step that undoes a record, whatever the configuration now
+	// says, or nil if this version has none.
+	undoerOf func(r engine.Record) (step.Step, error)
+}
+
+// Check looks at every step of the plan, in its order, and at the records that
+// the plan does not cover. It never writes, takes no lock, and works without
+// root as far as it can: what it could not see is marked Unseen. The error
+// says that the journal could not be read; the findings are valid all the same
+// and say nothing of what is ours.
+func (k *keeper) Check(ctx context.Context) ([]engine.Status, error) {
+	recs, _ := k.journal.Open() // Status says so again
+	plan, err := k.planOf(recs)
+	if err != nil {
+		return nil, err
+	}
+	all, err := k.engine(plan).Status(ctx)
+	for i, st := range all {
+		if !errors.Is(st.Err, engine.ErrUnknown) {
+			continue
+		}
+		if s, uerr := k.undoerOf(engine.Record{Name: st.Name}); s != nil && uerr == nil {
+			all[i].Err, all[i].Leftover = nil, true
+			all[i].Why = "no longer in the configuration; rollback takes it back"
+		}
+	}
+	return all, err
+}
+
+// Off says whether the off switch is set: a rollback was asked for, and what it
+// took away must not be made again.
+func (k *keeper) Off() (bool, error) {
+	_, err := k.state.ReadFile(offFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Apply clears the off switch and brings the node to the plan, or to the named
+// steps of it: a full name, or the noun before the slash. A step that others
+// do not build on does not keep them from being tried when it fails; a sysctl
+// that is blocked is logged and no error.
+func (k *keeper) Apply(ctx context.Context, steps ...string) error {
+	return k.apply(ctx, func() error { return k.state.Remove(offFile) }, steps)
+}
+
+// apply calls off under the lock, before anything is written.
+func (k *keeper) apply(ctx context.Context, off func() error, steps []string) error {
+	lock, err := k.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer lock.Release()
+	recs, err := k.journal.Open()
+	if err != nil {
+		return err
+	}
+	plan, err := k.planOf(recs)
+	if err != nil {
+		return err
+	}
+	if plan, err = pick(plan, steps); err != nil {
+		return err
+	}
+	if err := off(); err != nil {
+		return err
+	}
+	return k.engine(plan).Apply(ctx)
+}
+
+// Rollback sets the off switch, waits for the lock, and undoes every open
+// record, newest first, except the named ones. What it undoes goes by the
+// journal and not by the configuration, which may have changed since.
+func (k *keeper) Rollback(ctx context.Context, keep ...string) error {
+	text := fmt.Appendf(nil, "rollback at %s\n", k.now().UTC().Format(time.RFC3339))
+	if err := k.state.WriteAtomic(offFile, text, 0o644); err != nil {
+		return err
+	}
+	lock, err := k.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer lock.Release()
+	recs, err := k.journal.Open()
+	if err != nil {
+		return err
+	}
+	var plan []engine.Item
+	for _, r := range recs {
+		s, err := k.undoerOf(r)
+		if err != nil {
+			return err
+		}
+		if s != nil { // else the engine reports the record by name
+			plan = append(plan, engine.Item{Steps: []step.Step{s}})
+		}
+	}
+	return k.engine(plan).Rollback(ctx, keep...)
+}
+
+func (k *keeper) lock(ctx context.Context) (*journal.Lock, error) {
+	ctx, cancel := context.WithTimeout(ctx, k.lockWait)
+	defer cancel()
+	return journal.Acquire(ctx, k.lockAt)
+}
+
+func (k *keeper) engine(plan []engine.Item) *engine.Engine {
+	return &engine.Engine{
+		Journal: k.journal,
+		Plan:    plan,
+		Now:     k.now,
+		Note:    func(name, what, why string) { k.log.Warn(what, "step", name, "why", why) },
+	}
+}
