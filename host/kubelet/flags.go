@@ -19,11 +19,14 @@ type flag struct {
 
 const clusterDNS = "cluster-dns"
 
+// wantsValue are the flags whose value we read.
+var wantsValue = map[string]bool{clusterDNS: true, "config": true, "config-dir": true, "kubeconfig": true}
+
 // flags reads args, without the program, the way the kubelet's flag library
 // (spf13/pflag with an underscore taken for a dash) reads them. A flag that is
 // not followed by "=" takes the next word unless that one starts with a dash;
-// --cluster-dns takes it in any case, as pflag does for a flag that it knows to
-// want a value. Words after "--" and words that are no flags make the kubelet
+// the flags we read take it in any case, as pflag does for a flag that it knows
+// to want a value. Words after "--" and words that are no flags make the kubelet
 // exit, and so does a long flag with one dash: those are the error.
 func flags(args []string) ([]flag, error) {
 	var out []flag
@@ -54,7 +57,7 @@ func flags(args []string) ([]flag, error) {
 			switch {
 			case i+1 == len(args):
 				f.bare = true
-			case f.name == clusterDNS || !strings.HasPrefix(args[i+1], "-"):
+			case wantsValue[f.name] || !strings.HasPrefix(args[i+1], "-"):
 				i++
 				f.value, f.last = args[i], i
 			default:

@@ -102,6 +102,7 @@ func FuzzFlags(f *testing.F) {
 		"--x\n--cluster-dns=a\n--config\n/y",
 		"--cluster-dns=a\rb",
 		"--cluster-dns=\n\n--config=a",
+		"--x\n--cluster-dns=a\n--config\n--",
 	} {
 		f.Add(seed)
 	}
