@@ -40,7 +40,7 @@ type DurableDeps struct {
 	Now func() time.Time
 
 	Node   kubelet.Node  // its Tree is that of Root
-	Files  kubelet.Files // what the steps write with; nil: the files of Root
+	Files  fsys.Files    // what the steps write with; nil: the files of Root
 	State  journal.Files // where the journal and the off switch are; nil: StateDir
 	Verify kubelet.Verifier
 
@@ -100,7 +100,7 @@ type Durable struct {
 	keeper
 	cfg   DurableConfig
 	deps  DurableDeps
-	files kubelet.Files
+	files fsys.Files
 }
 
 // NewDurable returns the node with the durable plan of cfg. It reads and writes
@@ -114,7 +114,7 @@ func NewDurable(cfg DurableConfig, d DurableDeps) *Durable {
 	}
 	n := &Durable{cfg: cfg, deps: d, files: d.Files}
 	if n.files == nil {
-		n.files = kubelet.DirFiles(d.Node.Tree)
+		n.files = fsys.DirFiles(d.Node.Tree)
 	}
 	n.keeper = keeper{
 		journal:  journal.New(d.State, journalFile),

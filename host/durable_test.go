@@ -82,18 +82,22 @@ func (d *disk) write(what string, do, torn func() error) error {
 // files are the node's own.
 type files struct {
 	*disk
-	kubelet.Files
+	fsys.Files
 }
 
 func (f files) Mkdir(name string) error {
 	return f.write("mkdir "+name, func() error { return f.Files.Mkdir(name) }, nil)
 }
 
-func (f files) Write(name string, c kubelet.Content, like string) error {
+func (f files) Write(name string, c fsys.Content, like string) error {
 	half := c
 	half.Data = c.Data[:len(c.Data)/2]
 	return f.write("write "+name, func() error { return f.Files.Write(name, c, like) },
 		func() error { return f.Files.Write(name, half, like) })
+}
+
+func (f files) Symlink(target, name string) error {
+	return f.write("link "+name, func() error { return f.Files.Symlink(target, name) }, nil)
 }
 
 func (f files) Rename(from, to string) error {
@@ -123,7 +127,7 @@ func (d *disk) durable(want kubelet.Want) *host.Durable {
 	deps := host.RootDeps(d.root, slog.New(slog.DiscardHandler))
 	deps.Verify = nil
 	deps.Now = func() time.Time { return time.Unix(0, 0) }
-	deps.Files = files{d, kubelet.DirFiles(deps.Node.Tree)}
+	deps.Files = files{d, fsys.DirFiles(deps.Node.Tree)}
 	deps.State = state{d, fsys.Dir(filepath.Join(d.root, deps.StateDir))}
 	return host.NewDurable(host.DurableConfig{Kubelet: &want}, deps)
 }

@@ -34,7 +34,7 @@ type Verifier interface {
 type Config struct {
 	Node   Node
 	Want   Want
-	Files  Files
+	Files  fsys.Files
 	Verify Verifier // nil: nobody is asked, as where there is no systemd
 
 	// Held is what the record of the step says, the zero value without one.
@@ -63,9 +63,9 @@ func (s *Step) Name() string { return StepName }
 
 // A before is what stood where our file goes.
 type before struct {
-	Path string   `json:"path"`
-	File *Content `json:"file"`           // null: nothing
-	Dirs []string `json:"dirs,omitempty"` // directories above it that did not exist, outermost first
+	Path string        `json:"path"`
+	File *fsys.Content `json:"file"`           // null: nothing
+	Dirs []string      `json:"dirs,omitempty"` // directories above it that did not exist, outermost first
 }
 
 // An after is what we may have left.
@@ -233,9 +233,9 @@ func (s *Step) knows(data []byte, name string) bool {
 
 // A seen is what stands at a name.
 type seen struct {
-	file    *Content // nil: nothing
-	dirs    []string // directories above it that are missing, outermost first
-	blocked string   // why nothing can be written there
+	file    *fsys.Content // nil: nothing
+	dirs    []string      // directories above it that are missing, outermost first
+	blocked string        // why nothing can be written there
 	hint    string
 }
 
@@ -289,8 +289,8 @@ func (s *Step) look(name string) (seen, error) {
 	if err != nil {
 		return seen{}, err
 	}
-	out.file = &Content{Data: data, Mode: info.Mode().Perm()}
-	out.file.UID, out.file.GID = owner(info)
+	out.file = &fsys.Content{Data: data, Mode: info.Mode().Perm()}
+	out.file.UID, out.file.GID = fsys.Owner(info)
 	return out, nil
 }
 
@@ -350,7 +350,7 @@ func (s *Step) Apply(ctx context.Context) error {
 	if was.blocked != "" {
 		return &step.Error{Err: errors.New(was.blocked), Next: was.hint}
 	}
-	want := Content{Data: c.Content, Mode: 0o644, UID: os.Getuid(), GID: os.Getgid()}
+	want := fsys.Content{Data: c.Content, Mode: 0o644, UID: os.Getuid(), GID: os.Getgid()}
 	like := ""
 	if c.Theirs && was.file != nil {
 		want.Mode, want.UID, want.GID, like = was.file.Mode, was.file.UID, was.file.GID, c.Path
@@ -395,7 +395,7 @@ func writing(name string, err error) error {
 }
 
 // put replaces name. When it fails, the old file is there as it was.
-func (s *Step) put(name string, c Content, like string) error {
+func (s *Step) put(name string, c fsys.Content, like string) error {
 	tmp := temporary(name)
 	if err := s.cfg.Files.Write(tmp, c, like); err != nil {
 		return errors.Join(err, s.cfg.Files.Remove(tmp))

@@ -149,7 +149,7 @@ func (l *layout) node() kubelet.Node {
 	return n
 }
 
-func (l *layout) durable(want kubelet.Want, files kubelet.Files) *host.Durable {
+func (l *layout) durable(want kubelet.Want, files fsys.Files) *host.Durable {
 	d := host.RootDeps(l.root, slog.New(slog.DiscardHandler))
 	d.Node, d.Files = l.node(), files
 	if l.linkedDir() || l.host != (unitfile.Host{}) {
@@ -352,7 +352,7 @@ func (l *layout) start(t *testing.T, f kubelet.Facts) []txtar.File {
 // readOnly applies to a tree where nothing can be written.
 func (l *layout) readOnly(t *testing.T, before string) txtar.File {
 	t.Helper()
-	err := l.durable(l.want, fails{kubelet.DirFiles(fsys.Tree(l.root)), syscall.EROFS}).Apply(t.Context())
+	err := l.durable(l.want, fails{fsys.DirFiles(fsys.Tree(l.root)), syscall.EROFS}).Apply(t.Context())
 	var h interface{ Hint() string }
 	if !errors.As(err, &h) {
 		t.Fatalf("apply: %v; want an error with a hint", err)
@@ -366,7 +366,7 @@ func (l *layout) readOnly(t *testing.T, before string) txtar.File {
 
 // fails are files of which none can be made.
 type fails struct {
-	kubelet.Files
+	fsys.Files
 	err error
 }
 
@@ -374,7 +374,7 @@ func (f fails) Mkdir(name string) error {
 	return &fs.PathError{Op: "mkdir", Path: name, Err: f.err}
 }
 
-func (f fails) Write(name string, _ kubelet.Content, _ string) error {
+func (f fails) Write(name string, _ fsys.Content, _ string) error {
 	return &fs.PathError{Op: "open", Path: name, Err: f.err}
 }
 

@@ -1,4 +1,4 @@
-package kubelet
+package fsys
 
 import (
 	"errors"
@@ -9,11 +9,9 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
-
-	"nodelocaldns/host/fsys"
 )
 
-// Files is what the step writes with. Names are those of a Tree; links in the
+// Files is what steps write lasting files with. Names are those of a Tree; links in the
 // directory part are followed inside it. When a method returns nil its change
 // survives a power cut.
 type Files interface {
@@ -26,10 +24,14 @@ type Files interface {
 	// unless that is empty.
 	Write(name string, c Content, like string) error
 
+	// Symlink makes a symbolic link. What is there already is an error that is
+	// fs.ErrExist.
+	Symlink(target, name string) error
+
 	// Rename puts one file in the place of another, in the same directory.
 	Rename(from, to string) error
 
-	// Remove takes away a file, or an empty directory. What is not there is no
+	// Remove takes away a file, a link, or an empty directory. What is not there is no
 	// error.
 	Remove(name string) error
 }
@@ -43,9 +45,9 @@ type Content struct {
 }
 
 // DirFiles returns the Files of a tree.
-func DirFiles(tree fsys.Tree) Files { return dirFiles{tree} }
+func DirFiles(tree Tree) Files { return dirFiles{tree} }
 
-type dirFiles struct{ tree fsys.Tree }
+type dirFiles struct{ tree Tree }
 
 // at is where name is on the running system, and its directory.
 func (d dirFiles) at(name string) (file, dir string, err error) {
@@ -68,7 +70,7 @@ func (d dirFiles) Mkdir(name string) error {
 	if err := os.Chmod(file, 0o755); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return syncPath(dir)
 }
 
 func (d dirFiles) Write(name string, c Content, like string) error {
@@ -106,7 +108,7 @@ func fill(f *os.File, c Content) error {
 	// A tree may be built by somebody who is not root, and may be nobody else.
 	if info, err := f.Stat(); err != nil {
 		return err
-	} else if uid, gid := owner(info); uid != c.UID || gid != c.GID {
+	} else if uid, gid := Owner(info); uid != c.UID || gid != c.GID {
 		if err := f.Chown(c.UID, c.GID); err != nil {
 			return err
 		}
@@ -155,6 +157,17 @@ func splitNul(b []byte) []string {
 	return out
 }
 
+func (d dirFiles) Symlink(target, name string) error {
+	file, dir, err := d.at(name)
+	if err != nil {
+		return err
+	}
+	if err := os.Symlink(target, file); err != nil {
+		return err
+	}
+	return syncPath(dir)
+}
+
 func (d dirFiles) Rename(from, to string) error {
 	old, dir, err := d.at(from)
 	if err != nil {
@@ -167,7 +180,7 @@ func (d dirFiles) Rename(from, to string) error {
 	if err := os.Rename(old, file); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return syncPath(dir)
 }
 
 func (d dirFiles) Remove(name string) error {
@@ -182,11 +195,11 @@ func (d dirFiles) Remove(name string) error {
 	} else if err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return syncPath(dir)
 }
 
-// syncDir makes what happened to the entries of a directory durable.
-func syncDir(dir string) error {
+// syncPath makes what happened to the entries of a directory durable.
+func syncPath(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
 		return err
@@ -195,8 +208,8 @@ func syncDir(dir string) error {
 	return f.Sync()
 }
 
-// owner is who owns a file.
-func owner(info fs.FileInfo) (uid, gid int) {
+// Owner is who owns a file of the running system; this process, for any other.
+func Owner(info fs.FileInfo) (uid, gid int) {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
 		return os.Getuid(), os.Getgid()
