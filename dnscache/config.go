@@ -26,6 +26,11 @@ type Config struct {
 	// then go where all other names go.
 	ClusterDNS []netip.AddrPort
 
+	// AwaitClusterDNS says that nobody knows ClusterDNS yet, and that a Reload
+	// will bring it. Until then what kube-dns would be asked is answered
+	// SERVFAIL at once, with EDE 14, Not Ready (RFC 8914 section 4.15).
+	AwaitClusterDNS bool
+
 	// Upstreams says who answers the names that no other route takes.
 	Upstreams Upstreams
 
@@ -119,7 +124,7 @@ func (c Config) Validate() error {
 			return fmt.Errorf("%q is not a domain name without a trailing dot", z)
 		}
 	}
-	if c.Upstreams.Source == KubeDNS && len(c.ClusterDNS) == 0 {
+	if c.Upstreams.Source == KubeDNS && len(c.ClusterDNS) == 0 && !c.AwaitClusterDNS {
 		return ErrNoClusterDNS
 	}
 	if c.Upstreams.Source == ServerList && len(c.Upstreams.Servers) == 0 {

@@ -42,7 +42,7 @@ func (a *app) configCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if errors.Is(c.Resolver().Validate(), dnscache.ErrNoClusterDNS) {
+				if errors.Is(c.Resolver(nil).Validate(), dnscache.ErrNoClusterDNS) {
 					a.warn("upstreams is kube-dns and cluster.dns is empty: serve will not start")
 					a.hint(hintDNS)
 				}

@@ -93,13 +93,13 @@ func (a *app) serve(ctx context.Context) error {
 		defer control.Close()
 	}
 
-	packets, streams := adopt(cfg.Resolver().Listen, log)
-	s.resolver, err = newResolver(cfg.Resolver(), log, packets, streams)
+	packets, streams := adopt(cfg.Resolver(nil).Listen, log)
+	s.resolver, err = newResolver(cfg.Resolver(nil), log, packets, streams)
 	if err != nil {
 		return explainBind(err, cfg.Listen.Port, "listen.port or listen.addresses")
 	}
 	s.metrics.watch(s.resolver)
-	s.probe = &prober{addrs: cfg.Resolver().Listen}
+	s.probe = &prober{addrs: cfg.Resolver(nil).Listen}
 
 	// What is seen from outside ends after the resolver: a scrape or a status
 	// during the last second still gets an answer.
@@ -163,7 +163,7 @@ func (a *app) servable() (config.Config, error) {
 	if err != nil {
 		return cfg, err
 	}
-	err = cfg.Resolver().Validate()
+	err = cfg.Resolver(nil).Validate()
 	if errors.Is(err, dnscache.ErrNoClusterDNS) {
 		err = withHint(errors.New("upstreams is kube-dns and cluster.dns is empty"), "%s", hintDNS)
 	}
@@ -176,7 +176,7 @@ func (a *app) reload(s *serving) (config.Config, error) {
 	if err != nil {
 		return cfg, err
 	}
-	if err := s.Reload(cfg.Resolver()); errors.Is(err, dnscache.ErrListenChanged) {
+	if err := s.Reload(cfg.Resolver(nil)); errors.Is(err, dnscache.ErrListenChanged) {
 		return cfg, withHint(err, "restart the resolver to listen elsewhere")
 	} else if err != nil {
 		return cfg, err

@@ -46,6 +46,7 @@ type Listen struct {
 // Cluster says what the node's cluster looks like to a pod.
 type Cluster struct {
 	Domain string           // lower case, without a trailing dot
+	Auto   bool             // the node is asked for the kube-dns addresses; DNS is empty then
 	DNS    []netip.AddrPort // the kube-dns addresses; may be empty
 }
 
@@ -64,6 +65,7 @@ type Kubelet struct {
 	Manage  bool
 	Unit    string // the unit that runs it; empty: found
 	Backend kubelet.Backend
+	Settle  time.Duration // how long a restarted kubelet must look well, 1 s at least
 }
 
 // Notrack says whether DNS packets to our addresses are kept out of conntrack.
@@ -122,7 +124,7 @@ func Default() Config {
 			Interface: "nodelocaldns0",
 			LinkType:  link.Auto,
 		},
-		Cluster:   Cluster{Domain: "cluster.local"},
+		Cluster:   Cluster{Domain: "cluster.local", Auto: true},
 		Upstreams: dnscache.Upstreams{Source: dnscache.KubeDNS},
 		Zones: Zones{
 			Cluster:  dnscache.Zone{Success: limits(30 * time.Second), Denial: limits(5 * time.Second), Transport: dnscache.TransportTCP},
@@ -130,7 +132,7 @@ func Default() Config {
 			External: dnscache.Zone{Success: limits(30 * time.Second), Denial: limits(30 * time.Second), Transport: dnscache.TransportAuto},
 		},
 		Cache:   Cache{MaxBytes: 32 << 20},
-		Kubelet: Kubelet{Manage: true, Backend: kubelet.Auto},
+		Kubelet: Kubelet{Manage: true, Backend: kubelet.Auto, Settle: 30 * time.Second},
 		Sysctls: slices.Clone(sysctls),
 		Notrack: Notrack{Enabled: true, Backend: notrack.Auto},
 		Metrics: Endpoint{Port: 9253},
@@ -177,14 +179,23 @@ func (c Config) Durable(file string) host.DurableConfig {
 	return host.DurableConfig{Kubelet: &want}
 }
 
-// Resolver is what the resolver is built from. Its Validate can still report
+// Resolver is what the resolver is built from. found are the kube-dns addresses
+// that the node was found to have, none as long as nobody knows; they count
+// where cluster.dns is auto. Its Validate can still report
 // [dnscache.ErrNoClusterDNS]: a file without kube-dns addresses is enough for
 // the guard, and for the resolver where upstreams is not kube-dns.
-func (c Config) Resolver() dnscache.Config {
+func (c Config) Resolver(found []netip.Addr) dnscache.Config {
+	servers := slices.Clone(c.Cluster.DNS)
+	if c.Cluster.Auto {
+		for _, a := range found {
+			servers = append(servers, netip.AddrPortFrom(a, 53))
+		}
+	}
 	return dnscache.Config{
-		Listen:        c.sockets(),
-		ClusterDomain: c.Cluster.Domain,
-		ClusterDNS:    slices.Clone(c.Cluster.DNS),
+		Listen:          c.sockets(),
+		ClusterDomain:   c.Cluster.Domain,
+		ClusterDNS:      servers,
+		AwaitClusterDNS: c.Cluster.Auto && len(servers) == 0,
 		Upstreams: dnscache.Upstreams{
 			Source:  c.Upstreams.Source,
 			Servers: slices.Clone(c.Upstreams.Servers),

@@ -94,7 +94,7 @@ notrack: {enabled: false, backend: legacy}
 sysctls:
   net.netfilter.nf_conntrack_tcp_timeout_close_wait: {value: 60, policy: exact}
   net.netfilter.nf_conntrack_max: {value: 2097152}
-kubelet: {manage: false, unit: kubelet@1.service, backend: args-file}
+kubelet: {manage: false, unit: kubelet@1.service, backend: args-file, settle: 1m30s}
 cache: {maxBytes: 1536KiB}
 zones:
   cluster: {success: {entries: 1, maxTTL: 2s}, denial: {entries: 3, maxTTL: 0}, transport: auto}
@@ -144,7 +144,7 @@ func TestEveryKeyIsRead(t *testing.T) {
 		StubDomains: stubs,
 		Zones:       zones,
 		Cache:       Cache{MaxBytes: 1536 << 10},
-		Kubelet:     Kubelet{Manage: false, Unit: "kubelet@1.service", Backend: kubelet.ByArgsFile},
+		Kubelet:     Kubelet{Manage: false, Unit: "kubelet@1.service", Backend: kubelet.ByArgsFile, Settle: 90 * time.Second},
 		Sysctls:     sysctls,
 		Notrack:     Notrack{Enabled: false, Backend: notrack.Legacy},
 		Metrics:     Endpoint{Addr: addr("fd00::1"), Port: 9000},
@@ -162,7 +162,7 @@ func TestEveryKeyIsRead(t *testing.T) {
 			Cluster: zones.Cluster, Reverse: zones.Reverse, External: zones.External,
 			MaxBytes: 1536 << 10,
 		}
-		if diff := cmp.Diff(want, got.Resolver(), compare); diff != "" {
+		if diff := cmp.Diff(want, got.Resolver(nil), compare); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
 	})
@@ -209,14 +209,36 @@ func TestTheDurablePlanNamesWhatPodsCanAsk(t *testing.T) {
 	}
 }
 
-func TestTheDefaultLacksOnlyTheAddressOfKubeDNS(t *testing.T) {
-	c := Default()
-	if err := c.Resolver().Validate(); !errors.Is(err, dnscache.ErrNoClusterDNS) {
-		t.Errorf("default: got %v, want %v", err, dnscache.ErrNoClusterDNS)
+func TestKubeDNSIsFoundOrGiven(t *testing.T) {
+	found := []netip.Addr{netip.MustParseAddr("10.96.0.10")}
+	want := []netip.AddrPort{netip.MustParseAddrPort("10.96.0.10:53")}
+
+	awaiting := Default().Resolver(nil)
+	if err := awaiting.Validate(); err != nil || !awaiting.AwaitClusterDNS {
+		t.Errorf("default, nothing found yet: awaits %t, %v", awaiting.AwaitClusterDNS, err)
 	}
-	c.Cluster.DNS = []netip.AddrPort{netip.MustParseAddrPort("10.96.0.10:53")}
-	if err := c.Resolver().Validate(); err != nil {
-		t.Errorf("with cluster.dns: %v", err)
+	if got := Default().Resolver(found); got.AwaitClusterDNS || !slices.Equal(got.ClusterDNS, want) {
+		t.Errorf("default, found: awaits %t, asks %v", got.AwaitClusterDNS, got.ClusterDNS)
+	}
+	for text, ask := range map[string][]netip.AddrPort{
+		"cluster: {dns: [192.0.2.1]}":           {netip.MustParseAddrPort("192.0.2.1:53")},
+		"cluster: {dns: auto}":                  want,
+		"{cluster: {dns: []}, upstreams: node}": nil,
+	} {
+		c, err := Parse(strings.NewReader(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := c.Resolver(found); !slices.Equal(got.ClusterDNS, ask) || got.Validate() != nil {
+			t.Errorf("%s: asks %v, want %v (%v)", text, got.ClusterDNS, ask, got.Validate())
+		}
+	}
+	c, err := Parse(strings.NewReader("cluster: {dns: []}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Resolver(found).Validate(); !errors.Is(err, dnscache.ErrNoClusterDNS) {
+		t.Errorf("an empty list: got %v, want %v", err, dnscache.ErrNoClusterDNS)
 	}
 }
 
@@ -225,7 +247,7 @@ func TestTheHalvesShareNoMemory(t *testing.T) {
 	c, d := Default(), Default()
 	c.Host().Sysctls[0].Value = 7
 	c.Host().Addresses[0] = netip.IPv6Loopback()
-	c.Resolver().Listen[0] = netip.AddrPort{}
+	c.Resolver(nil).Listen[0] = netip.AddrPort{}
 	c.Durable("").Kubelet.Addresses[0] = netip.IPv6Loopback()
 	if diff := cmp.Diff(d, c, compare); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -281,7 +303,7 @@ func TestRejected(t *testing.T) {
 		{"a long label", "cluster: {domain: " + strings.Repeat("a", 64) + "}\n", `1: cluster.domain: found "` + strings.Repeat("a", 48) + `…", allowed: a domain name such as cluster.local`},
 		{"a long name", "cluster: {domain: " + strings.Repeat("a.", 127) + "a}\n", `1: cluster.domain: found "` + strings.Repeat("a.", 24) + `…", allowed: a domain name such as cluster.local`},
 		{"a blank in a name", "cluster: {domain: a b}\n", `1: cluster.domain: found "a b", allowed: a domain name such as cluster.local`},
-		{"auto", "cluster: {dns: auto}\n", `1: cluster.dns: found "auto", allowed: a list of kube-dns addresses`},
+		{"a word for kube-dns", "cluster: {dns: kube-dns}\n", `1: cluster.dns: found "kube-dns", allowed: auto, or a list of kube-dns addresses`},
 
 		{"an upstream word", "upstreams: host\n", `1: upstreams: found "host", allowed: kube-dns, node, or a list of addresses such as [192.0.2.1]`},
 		{"an upstream that is no list", "upstreams: 1.1.1.1\n", `1: upstreams: found "1.1.1.1", allowed: kube-dns, node, or a list of addresses such as [192.0.2.1]`},
@@ -322,7 +344,8 @@ func TestRejected(t *testing.T) {
 		{"a unit that is none", "kubelet: {unit: kubelet}\n", `1: kubelet.unit: found "kubelet", allowed: auto, or a unit such as kubelet.service`},
 		{"a unit's path", "kubelet: {unit: /etc/systemd/system/kubelet.service}\n", `1: kubelet.unit: found "/etc/systemd/system/kubelet.service", allowed: auto, or a unit such as kubelet.service`},
 		{"a kubelet's back-end", "kubelet: {backend: flag}\n", `1: kubelet.backend: found "flag", allowed: auto, env, dropin, config-dir, args-file, rewrite`},
-		{"a key of the kubelet that does not exist", "kubelet: {drain: auto}\n", `1: kubelet.drain: unknown key, allowed: manage, unit, backend`},
+		{"no time to settle", "kubelet: {settle: 0s}\n", `1: kubelet.settle: found "0s", allowed: a duration such as 30s, from 1s to 10m0s`},
+		{"a key of the kubelet that does not exist", "kubelet: {drain: auto}\n", `1: kubelet.drain: unknown key, allowed: manage, unit, backend, settle`},
 
 		{"yes", "notrack: {enabled: yes}\n", `1: notrack.enabled: found "yes", allowed: true or false`},
 		{"a back-end", "notrack: {backend: ipvs}\n", `1: notrack.backend: found "ipvs", allowed: auto, legacy, nft`},
@@ -451,7 +474,7 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		if err := c.Resolver().Validate(); err != nil && !errors.Is(err, dnscache.ErrNoClusterDNS) {
+		if err := c.Resolver(nil).Validate(); err != nil && !errors.Is(err, dnscache.ErrNoClusterDNS) {
 			t.Errorf("accepted, but the resolver says: %v", err)
 		}
 		again, _, err := parse(bytes.NewReader(c.YAML()), Config{})

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -66,7 +67,12 @@ func (r *reader) root(n *yaml.Node, c *Config) {
 		r.of("cluster",
 			r.to("domain", scalar(&c.Cluster.Domain, "a domain name such as cluster.local", domain, "!!str")),
 			field{"dns", func(path string, n *yaml.Node) {
-				c.Cluster.DNS = r.servers(path, n, *c, "a list of kube-dns addresses")
+				const allowed = "auto, or a list of kube-dns addresses"
+				if s, ok := text(n, "!!str"); ok && s == wordAuto {
+					c.Cluster.Auto, c.Cluster.DNS = true, nil
+					return
+				}
+				c.Cluster.Auto, c.Cluster.DNS = false, r.servers(path, n, *c, allowed)
 			}},
 		),
 		field{"upstreams", func(path string, n *yaml.Node) { r.upstreams(path, n, c) }},
@@ -85,6 +91,7 @@ func (r *reader) root(n *yaml.Node, c *Config) {
 			r.to("manage", boolean(&c.Kubelet.Manage)),
 			r.to("unit", scalar(&c.Kubelet.Unit, "auto, or a unit such as kubelet.service", service, "!!str")),
 			r.to("backend", oneOf(&c.Kubelet.Backend, kubelet.Backends()...)),
+			r.to("settle", span(&c.Kubelet.Settle, time.Second, 10*time.Minute)),
 		),
 		field{"sysctls", func(path string, n *yaml.Node) { r.sysctls(path, n, &c.Sysctls) }},
 		r.of("notrack",

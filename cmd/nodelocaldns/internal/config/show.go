@@ -48,7 +48,11 @@ func (c Config) YAML() []byte {
 	p("  linkType: %s", c.Listen.LinkType)
 	p("cluster:")
 	p("  domain: %s", quote(c.Cluster.Domain))
-	p("  dns: %s", quoteAll(c.Cluster.DNS, formatServer))
+	if c.Cluster.Auto {
+		p("  dns: %s", wordAuto)
+	} else {
+		p("  dns: %s", quoteAll(c.Cluster.DNS, formatServer))
+	}
 	switch c.Upstreams.Source {
 	case dnscache.KubeDNS:
 		p("upstreams: %s", wordKubeDNS)
@@ -85,6 +89,7 @@ func (c Config) YAML() []byte {
 	p("  manage: %t", c.Kubelet.Manage)
 	p("  unit: %s", quote(cmp.Or(c.Kubelet.Unit, wordAuto)))
 	p("  backend: %s", c.Kubelet.Backend)
+	p("  settle: %s", c.Kubelet.Settle)
 	if len(c.Sysctls) == 0 {
 		p("sysctls: {}")
 	} else {

@@ -101,6 +101,17 @@ func ttl(dst *time.Duration) func(*reader, string, *yaml.Node) {
 	}, "!!str", "!!int")
 }
 
+// span reads a duration from least to most.
+func span(dst *time.Duration, least, most time.Duration) func(*reader, string, *yaml.Node) {
+	return scalar(dst, fmt.Sprintf("a duration such as 30s, from %s to %s", least, most), func(s string) (time.Duration, error) {
+		d, err := time.ParseDuration(s)
+		if err != nil || d < least || d > most {
+			return 0, errPlain
+		}
+		return d, nil
+	}, "!!str")
+}
+
 var units = []struct {
 	name  string
 	bytes int64
