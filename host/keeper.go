@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"strings"
 	"time"
 
 	"nodelocaldns/host/engine"
@@ -66,6 +67,38 @@ func (k *keeper) Off() (bool, error) {
 	return err == nil, err
 }
 
+// keepLine begins a line of the off switch that names a step which a rollback
+// is to leave in place.
+const keepLine = "keep "
+
+// TurnOff sets the off switch, which both plans share. It outlives a reboot.
+// keep are the steps that the rollback leaves in place, for whoever ends it.
+func (k *keeper) TurnOff(keep ...string) error {
+	text := fmt.Appendf(nil, "rollback at %s\n", k.now().UTC().Format(time.RFC3339))
+	for _, name := range keep {
+		text = fmt.Appendf(text, "%s%s\n", keepLine, name)
+	}
+	return k.state.WriteAtomic(offFile, text, 0o644)
+}
+
+// Kept are the steps that the rollback which was asked for leaves in place;
+// none while the off switch is not set.
+func (k *keeper) Kept() ([]string, error) {
+	text, err := k.state.ReadFile(offFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	var keep []string
+	for line := range strings.Lines(string(text)) {
+		if name, ok := strings.CutPrefix(strings.TrimSpace(line), keepLine); ok {
+			keep = append(keep, name)
+		}
+	}
+	return keep, nil
+}
+
 // Apply clears the off switch and brings the node to the plan, or to the named
 // steps of it: a full name, or the noun before the slash. A step that others
 // do not build on does not keep them from being tried when it fails; a sysctl
@@ -98,13 +131,16 @@ func (k *keeper) apply(ctx context.Context, off func() error, steps []string) er
 	return k.engine(plan).Apply(ctx)
 }
 
-// Rollback sets the off switch, waits for the lock, and undoes every open
-// record, newest first, except the named ones. What it undoes goes by the
-// journal and not by the configuration, which may have changed since.
+// Rollback sets the off switch if nobody has, waits for the lock, and undoes
+// every open record, newest first, except the named ones. What it undoes goes by
+// the journal and not by the configuration, which may have changed since.
 func (k *keeper) Rollback(ctx context.Context, keep ...string) error {
-	text := fmt.Appendf(nil, "rollback at %s\n", k.now().UTC().Format(time.RFC3339))
-	if err := k.state.WriteAtomic(offFile, text, 0o644); err != nil {
+	if off, err := k.Off(); err != nil {
 		return err
+	} else if !off {
+		if err := k.TurnOff(keep...); err != nil {
+			return err
+		}
 	}
 	lock, err := k.lock(ctx)
 	if err != nil {
