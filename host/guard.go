@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"nodelocaldns/host/engine"
+	"nodelocaldns/host/facts"
+	"nodelocaldns/host/fsys"
 	"nodelocaldns/host/step"
 	"nodelocaldns/host/sysctl"
 )
@@ -29,16 +31,31 @@ const (
 	eventPause = 200 * time.Millisecond
 )
 
-// A Guard keeps the runtime plan true. It never takes anything away, not when
-// it stops either: pods keep the address for as long as they live.
+// Duties are what a guard does besides keeping the runtime plan true. The zero
+// value is nothing.
+type Duties struct {
+	// Facts finds out what the resolver must know of the node. Guard keeps it
+	// in the run directory, looking as often as at the rules. Nil: nobody asks.
+	Facts func(ctx context.Context) (facts.Facts, error)
+
+	// Drain ends a rollback when no pod names us any more. Until then guard
+	// repairs what pods need, and applies nothing new. Nil: with the off switch
+	// set, guard does nothing at all.
+	Drain *Drain
+}
+
+// A Guard keeps the runtime plan true. It takes nothing away when it stops:
+// pods keep the address for as long as they live. Only the end of a rollback
+// takes away.
 //
 // It holds the lock for one pass at a time, and only for a pass that writes.
 // The off switch is looked at before each pass and again under the lock, so
 // that nothing is repaired that a rollback took away meanwhile.
 type Guard struct {
-	n     *Node
-	ready chan struct{}
-	first sync.Once
+	n      *Node
+	duties Duties
+	ready  chan struct{}
+	first  sync.Once
 
 	// seen is the last condition logged of each step, and of the off switch
 	// and the journal. Only the goroutine of Run or Once uses it.
@@ -55,8 +72,8 @@ type condition struct {
 }
 
 // Guard returns a new guard of this node. Run or Once is called on it once.
-func (n *Node) Guard() *Guard {
-	return &Guard{n: n, ready: make(chan struct{}), seen: map[string]condition{}}
+func (n *Node) Guard(d Duties) *Guard {
+	return &Guard{n: n, duties: d, ready: make(chan struct{}), seen: map[string]condition{}}
 }
 
 // String names the guard.
@@ -69,19 +86,24 @@ func (g *Guard) Ready() <-chan struct{} { return g.ready }
 // Once runs one pass over the whole plan and returns what could not be done.
 // With the off switch set it does nothing.
 func (g *Guard) Once(ctx context.Context) error {
+	g.keepFacts(ctx)
 	err := g.pass(ctx, everything)
 	g.first.Do(func() { close(g.ready) })
 	return err
 }
 
 // Run applies the runtime plan, and repairs what others change until ctx ends;
-// then it returns nil. What it cannot do is logged and tried again.
+// then it returns nil. What it cannot do is logged and tried again. It also
+// returns nil when it has ended a rollback, and with it its own unit.
 func (g *Guard) Run(ctx context.Context) error {
 	events, err := g.n.deps.Watch(ctx)
 	if err != nil {
 		g.n.deps.Log.Warn("no netlink events, looking every "+rulesEvery.String(), "error", err)
 	}
 	_ = g.Once(ctx) // logged
+	if g.drained(ctx) {
+		return nil
+	}
 
 	rules, sysctls := time.NewTicker(rulesEvery), time.NewTicker(sysctlsEvery)
 	defer rules.Stop()
@@ -91,7 +113,11 @@ func (g *Guard) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-rules.C:
+			g.keepFacts(ctx)
 			_ = g.pass(ctx, func(noun string) bool { return noun != "sysctl" })
+			if g.drained(ctx) {
+				return nil
+			}
 		case <-sysctls.C:
 			_ = g.pass(ctx, func(noun string) bool { return noun == "sysctl" })
 		case <-events:
@@ -109,32 +135,123 @@ func everything(string) bool { return true }
 // pass looks at the steps whose noun is wanted, and repairs those that need
 // it. Looking takes no lock.
 func (g *Guard) pass(ctx context.Context, wanted func(noun string) bool) error {
-	if off, err := g.off(); off || err != nil {
+	m, err := g.mode()
+	if m == idle || err != nil {
 		return err
 	}
-	need, err := g.look(ctx, wanted)
+	need, err := g.look(ctx, m, wanted)
 	if len(need) == 0 || ctx.Err() != nil {
 		return err
 	}
-	return errors.Join(err, g.repair(ctx, need))
+	return errors.Join(err, g.repair(ctx, m, need))
 }
 
-// off looks at the off switch. One that cannot be read stops the pass too:
+// A mode is what a pass may do.
+type mode int
+
+const (
+	idle  mode = iota // nothing: a rollback took away what there was
+	hold              // repair what pods still need: a rollback waits for them
+	guard             // all of the plan
+)
+
+// mode looks at the off switch. One that cannot be read stops the pass too:
 // writing less is the safe side.
-func (g *Guard) off() (bool, error) {
+func (g *Guard) mode() (mode, error) {
 	off, err := g.n.Off()
+	p := Finished
+	if off && err == nil && g.duties.Drain != nil {
+		p, err = g.duties.Drain.Phase()
+	}
 	c := fault(err)
-	if off {
+	if off && err == nil {
 		c = condition{kind: "off", args: []any{"why", "a rollback was asked for", "until", "the next apply"}}
+		if p < Finished {
+			c = condition{kind: "off: rollback " + p.String(), args: c.args}
+		}
 	}
 	g.report("off switch", c)
-	return off, err
+	switch {
+	case err != nil:
+		return idle, err
+	case !off:
+		return guard, nil
+	case p < Finished:
+		return hold, nil
+	}
+	return idle, nil
+}
+
+// drained ends a rollback if no pod names us any more. It is true when the unit
+// that this guard runs as went with it.
+func (g *Guard) drained(ctx context.Context) bool {
+	d := g.duties.Drain
+	if d == nil || ctx.Err() != nil {
+		return false
+	}
+	if p, err := d.Phase(); p != Draining || err != nil {
+		return false // logged by the pass
+	}
+	names, err := d.Naming(ctx)
+	if err != nil {
+		err = fmt.Errorf("looking for pods that name us: %w", err)
+	}
+	g.report("pods", fault(err))
+	if err != nil || len(names) > 0 {
+		g.report("drain", waitsFor(names))
+		return false
+	}
+	recs, err := d.Durable.journal.Open()
+	if err == nil {
+		err = d.Finish(ctx)
+	}
+	g.report("drain", fault(err))
+	if err != nil {
+		return false
+	}
+	g.n.deps.Log.Info("rollback finished: no pod names us any more")
+	return slices.ContainsFunc(recs, func(r engine.Record) bool { return r.Name == unitStep })
+}
+
+// waitsFor is the condition of a rollback that waits for pods. Its kind has
+// their number, so that it is logged again when that changes.
+func waitsFor(names []string) condition {
+	if len(names) == 0 {
+		return condition{}
+	}
+	return condition{kind: fmt.Sprintf("waiting for %d pods", len(names)), args: []any{"pods", strings.Join(names, ", ")}}
+}
+
+// keepFacts writes down what the resolver must know, if it has changed. What is
+// known stays known while it cannot be found out.
+func (g *Guard) keepFacts(ctx context.Context) {
+	if g.duties.Facts == nil {
+		return
+	}
+	if off, err := g.n.Off(); off || err != nil {
+		return // what is left of us was told long ago
+	}
+	run := fsys.Dir(g.n.deps.RunDir)
+	f, err := g.duties.Facts(ctx)
+	if err != nil || ctx.Err() != nil {
+		g.report("facts", fault(err))
+		return
+	}
+	if had, err := facts.Read(run); err == nil && had.Equal(f) {
+		g.report("facts", condition{})
+		return
+	}
+	err = facts.Write(run, f)
+	g.report("facts", fault(err))
+	if err == nil {
+		g.n.deps.Log.Info("kube-dns found", "servers", f.ClusterDNS, "source", f.Source)
+	}
 }
 
 // look checks the wanted steps, logs what began or ended since the last look,
 // and returns the names of those to write. The error is about all others that
 // are not as they should be.
-func (g *Guard) look(ctx context.Context, wanted func(noun string) bool) ([]string, error) {
+func (g *Guard) look(ctx context.Context, m mode, wanted func(noun string) bool) ([]string, error) {
 	recs, err := g.n.journal.Open()
 	g.report("journal", fault(err))
 	if err != nil {
@@ -153,6 +270,9 @@ func (g *Guard) look(ctx context.Context, wanted func(noun string) bool) ([]stri
 	for _, st := range all {
 		if errors.Is(st.Err, engine.ErrUnknown) {
 			continue // left by another configuration: only rollback takes it back
+		}
+		if m == hold && (!st.Ours || st.Optional) {
+			continue // pods need our addresses and rules, and no sysctl
 		}
 		write, err := g.judge(st)
 		if write {
@@ -201,7 +321,7 @@ func (g *Guard) judge(st engine.Status) (write bool, err error) {
 
 // repair writes the named steps, each on its own: one that fails does not keep
 // the next from being tried.
-func (g *Guard) repair(ctx context.Context, names []string) error {
+func (g *Guard) repair(ctx context.Context, m mode, names []string) error {
 	lock, err := g.n.lock(ctx)
 	g.report("lock", fault(err))
 	if err != nil {
@@ -210,7 +330,7 @@ func (g *Guard) repair(ctx context.Context, names []string) error {
 	defer lock.Release()
 	// A rollback, or an apply with another outcome, may have come and gone
 	// while we waited.
-	if off, err := g.off(); off || err != nil {
+	if now, err := g.mode(); now != m || err != nil {
 		return err
 	}
 	recs, err := g.n.journal.Open()

@@ -13,6 +13,8 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"nodelocaldns/host"
+	"nodelocaldns/host/engine"
+	"nodelocaldns/host/fsys"
 	"nodelocaldns/host/journal"
 	"nodelocaldns/host/notrack"
 	"nodelocaldns/host/sysctl"
@@ -28,7 +30,7 @@ func guarded(t *testing.T, setup func(r *rig), test func(t *testing.T, r *rig, s
 			setup(r)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
-		g, done := r.node().Guard(), make(chan error)
+		g, done := r.node().Guard(host.Duties{}), make(chan error)
 		go func() { done <- g.Run(ctx) }()
 		synctest.Wait()
 		select {
@@ -246,7 +248,7 @@ func TestGuardObeysTheOffSwitchWhenItStarts(t *testing.T) {
 		if off, err := r.node().Off(); !off || err != nil {
 			t.Errorf("off %v, %v", off, err)
 		}
-		if err := r.node().Guard().Once(t.Context()); err != nil {
+		if err := r.node().Guard(host.Duties{}).Once(t.Context()); err != nil {
 			t.Error(err)
 		}
 		r.mustBe("after guard --once", r.orig)
@@ -323,11 +325,11 @@ func TestGuardDoesWhatItCanAndTheRestWhenItCan(t *testing.T) {
 func TestGuardOnceSaysWhatItCouldNotDo(t *testing.T) {
 	r := newRig(t)
 	r.ReadOnly[sysctl.Max] = true
-	if err := r.node().Guard().Once(t.Context()); err != nil {
+	if err := r.node().Guard(host.Duties{}).Once(t.Context()); err != nil {
 		t.Errorf("a read-only sysctl: %v", err)
 	}
 	r.Programs = nil
-	err := r.node().Guard().Once(t.Context())
+	err := r.node().Guard(host.Duties{}).Once(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "notrack/ipv4: blocked: iptables: not installed") {
 		t.Errorf("err = %v", err)
 	}
@@ -361,7 +363,7 @@ func TestGuardWorksWithoutNetlinkEvents(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
-		go func() { done <- n.Guard().Run(ctx) }()
+		go func() { done <- n.Guard(host.Duties{}).Run(ctx) }()
 		synctest.Wait()
 		want := r.String()
 		r.deleteDevice()
@@ -372,4 +374,142 @@ func TestGuardWorksWithoutNetlinkEvents(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// drained runs test with a guard that ends rollbacks; naming are the pods that
+// name us, as the test goes on.
+func drained(t *testing.T, naming *[]string, test func(t *testing.T, r *rig, done <-chan error)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		n := r.node()
+		g := n.Guard(host.Duties{Drain: &host.Drain{
+			Node:    n,
+			Durable: r.durable(),
+			Naming: func(context.Context) ([]string, error) {
+				if *naming == nil {
+					return nil, errors.New("proc is not mounted")
+				}
+				return *naming, nil
+			},
+		}})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- g.Run(ctx) }()
+		synctest.Wait()
+		test(t, r, done)
+		cancel()
+		synctest.Wait()
+	})
+}
+
+// durable is the durable half of the rig's node: nothing but its journal.
+func (r *rig) durable() *host.Durable {
+	d := host.RootDeps(r.dir, r.deps().Log)
+	d.RunDir, d.StateDir, d.LockWait = "/run", "/state", time.Second
+	return host.NewDurable(host.DurableConfig{}, d)
+}
+
+func TestGuardEndsARollbackWhenNoPodNamesUs(t *testing.T) {
+	naming := []string{"default/web", "default/db"}
+	drained(t, &naming, func(t *testing.T, r *rig, _ <-chan error) {
+		applied := r.String()
+		if err := r.durable().TurnOff(); err != nil {
+			t.Fatal(err)
+		}
+		after(10 * time.Second)
+		r.mustBe("while pods name us", applied)
+		r.deleteDevice()
+		r.flushRaw()
+		after(10 * time.Second)
+		r.mustBe("what pods need is repaired meanwhile", applied)
+
+		naming = nil // it cannot be found out
+		after(time.Minute)
+		r.mustBe("while it cannot be told whether pods name us", applied)
+
+		naming = []string{}
+		after(10 * time.Second)
+		r.mustBe("when none does any more", r.orig)
+		log := r.logged()
+		for _, want := range []string{
+			`msg="waiting for 2 pods" step=drain pods="default/web, default/db"`,
+			`msg=error step=pods error="looking for pods that name us: proc is not mounted"`,
+			`msg="rollback finished: no pod names us any more"`,
+		} {
+			if strings.Count(log, want) != 1 {
+				t.Errorf("want once %s in the log:\n%s", want, log)
+			}
+		}
+		after(time.Minute)
+		r.mustBe("ever after", r.orig)
+	})
+}
+
+func TestGuardLeavesWhatTheRollbackIsToKeep(t *testing.T) {
+	naming := []string{}
+	drained(t, &naming, func(t *testing.T, r *rig, _ <-chan error) {
+		if err := r.durable().TurnOff("link/nodelocaldns0"); err != nil {
+			t.Fatal(err)
+		}
+		after(10 * time.Second)
+		for _, st := range r.check() {
+			if st.Ours != (st.Name == "link/nodelocaldns0") {
+				t.Errorf("%s: ours %t", st.Name, st.Ours)
+			}
+		}
+	})
+}
+
+func TestGuardDoesNotEndARollbackBeforeTheKubeletHasEverythingBack(t *testing.T) {
+	naming := []string{}
+	drained(t, &naming, func(t *testing.T, r *rig, _ <-chan error) {
+		applied := r.String()
+		j := journal.New(fsys.Dir(filepath.Join(r.dir, "state")), "journal.json")
+		for _, name := range []string{"kubelet/cluster-dns", "window/kubelet"} {
+			if err := j.Put(engine.Record{Name: name}); err != nil {
+				t.Fatal(err)
+			}
+			if err := r.durable().TurnOff(); err != nil {
+				t.Fatal(err)
+			}
+			after(time.Minute)
+			r.mustBe("with an open record of "+name, applied)
+			if err := j.Drop(name); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+func TestThePhaseOfARollbackFollowsFromTheJournals(t *testing.T) {
+	for name, phase := range map[string]struct {
+		recs []string
+		want host.Phase
+	}{
+		"the units alone":   {[]string{"unit/nodelocaldns"}, host.Draining},
+		"the kubelet too":   {[]string{"unit/nodelocaldns", "kubelet/cluster-dns"}, host.Unfinished},
+		"a window was left": {[]string{"window/kubelet"}, host.Unfinished},
+		"nothing":           {nil, host.Finished},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			d := &host.Drain{Node: r.node(), Durable: r.durable()}
+			if got, err := d.Phase(); got != host.NotAsked || err != nil {
+				t.Errorf("before: %s, %v", got, err)
+			}
+			j := journal.New(fsys.Dir(filepath.Join(r.dir, "state")), "journal.json")
+			for _, rec := range phase.recs {
+				if err := j.Put(engine.Record{Name: rec}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := d.Durable.TurnOff(); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := d.Phase(); got != phase.want || err != nil {
+				t.Errorf("got %s, %v; want %s", got, err, phase.want)
+			}
+		})
+	}
 }

@@ -319,7 +319,7 @@ func TestADamagedJournalStopsEverythingAndIsNamed(t *testing.T) {
 		do   func() error
 	}{
 		{"check", func() error { _, err := n.Check(t.Context()); return err }},
-		{"guard", func() error { return n.Guard().Once(t.Context()) }},
+		{"guard", func() error { return n.Guard(host.Duties{}).Once(t.Context()) }},
 		{"apply", func() error { return n.Apply(t.Context()) }},
 		{"rollback", func() error { return n.Rollback(t.Context()) }},
 	} {

@@ -237,7 +237,7 @@ func TestKernelDriftIsRepaired(t *testing.T) {
 			if err != nil || drifted != 1 {
 				t.Errorf("%s: %d steps drifted, %v", drift, drifted, err)
 			}
-			if err := k.node().Guard().Once(t.Context()); err != nil {
+			if err := k.node().Guard(host.Duties{}).Once(t.Context()); err != nil {
 				t.Fatalf("%s: %v", drift, err)
 			}
 			if diff := cmp.Diff(sorted(want), sorted(dump(t))); diff != "" {
@@ -375,7 +375,7 @@ func TestKernelGuardRepairsTheLinkAtOnceAndYieldsToRollback(t *testing.T) {
 		before := dump(t)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		g, done := k.node().Guard(), make(chan error, 1)
+		g, done := k.node().Guard(host.Duties{}), make(chan error, 1)
 		go func() { done <- g.Run(ctx) }()
 		<-g.Ready()
 		want := sorted(dump(t))
@@ -450,7 +450,7 @@ func TestKernelKilledChild(t *testing.T) {
 	if os.Getenv(killAt+"_VERB") == "rollback" {
 		err = n.Rollback(t.Context())
 	} else {
-		err = n.Guard().Once(t.Context())
+		err = n.Guard(host.Duties{}).Once(t.Context())
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -6,7 +6,6 @@ package main
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,7 +17,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -29,7 +27,6 @@ import (
 	"nodelocaldns/cmd/nodelocaldns/internal/config"
 	"nodelocaldns/dnscache"
 	"nodelocaldns/host"
-	"nodelocaldns/host/kubelet"
 )
 
 // plans are the plans of cfg for this node, or for the tree below --root. boot
@@ -72,29 +69,13 @@ func (a *app) durableDeps(log *slog.Logger) (host.DurableDeps, error) {
 		return d, nil
 	}
 	d := host.LiveDeps(log)
-	d.Node.Service = askOnce(d.Node.Service, askFor)
+	d.Node.Service = askSometimes(d.Node.Service, askFor, askAgain, time.Now)
 	var err error
 	if d.RunDir, err = filepath.Abs(a.runDir); err != nil {
 		return d, err
 	}
 	d.StateDir, err = filepath.Abs(a.stateDir)
 	return d, err
-}
-
-// askOnce is a Service that asks another one once, for at most patience, and
-// then repeats the answer.
-func askOnce(service kubelet.Service, patience time.Duration) kubelet.Service {
-	var once sync.Once
-	var list []netip.Addr
-	var err error
-	return func(ctx context.Context, kubeconfig string) ([]netip.Addr, error) {
-		once.Do(func() {
-			ctx, cancel := context.WithTimeout(ctx, patience)
-			defer cancel()
-			list, err = service(ctx, kubeconfig)
-		})
-		return list, err
-	}
 }
 
 // configForUnit is the --config that a unit must call us with, empty for the

@@ -5,6 +5,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"nodelocaldns/host"
 )
 
 func (a *app) guardCommand() *cobra.Command {
@@ -33,7 +35,11 @@ away when it ends: pods keep the address as long as they live.`,
 			if err != nil {
 				return err
 			}
-			g := p.runtime.Guard()
+			var duties host.Duties
+			if cfg.Cluster.Auto {
+				duties.Facts = findFacts(cfg, p.node)
+			}
+			g := p.runtime.Guard(duties)
 			if once {
 				return g.Once(ctx)
 			}

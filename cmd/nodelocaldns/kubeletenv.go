@@ -101,7 +101,7 @@ func (a *app) envFile(ctx context.Context, cfg config.Config) (text []byte, targ
 	n := d.Node
 	n.Running = nil // what is about to start is not what ran
 	if n.Service != nil {
-		n.Service = askOnce(n.Service, envAskFor)
+		n.Service = askSometimes(n.Service, envAskFor, askAgain, time.Now)
 	}
 	f, text, err := kubelet.Env(ctx, n, *want)
 	if err != nil {

@@ -184,14 +184,14 @@ func TestTheStartOfAUnitIsThatOfItsProgram(t *testing.T) {
 	}
 }
 
-func TestTheAPIServerIsAskedOnceAndNotForLong(t *testing.T) {
+func TestTheAPIServerIsAskedOnceAMinuteAndNotForLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		asked := 0
-		ask := askOnce(func(ctx context.Context, _ string) ([]netip.Addr, error) {
+		ask := askSometimes(func(ctx context.Context, _ string) ([]netip.Addr, error) {
 			asked++
 			<-ctx.Done() // it is down
 			return nil, ctx.Err()
-		}, time.Second)
+		}, time.Second, time.Minute, time.Now)
 		begin := time.Now()
 		for range 2 {
 			if _, err := ask(t.Context(), "kubeconfig"); !errors.Is(err, context.DeadlineExceeded) {
@@ -200,6 +200,10 @@ func TestTheAPIServerIsAskedOnceAndNotForLong(t *testing.T) {
 		}
 		if took := time.Since(begin); asked != 1 || took != time.Second {
 			t.Errorf("asked %d times, for %s; want once, for 1s", asked, took)
+		}
+		time.Sleep(time.Minute)
+		if _, err := ask(t.Context(), "kubeconfig"); err == nil || asked != 2 {
+			t.Errorf("after a minute: asked %d times, %v; want twice", asked, err)
 		}
 	})
 }
