@@ -112,10 +112,39 @@ func (e *Engine) applyItem(ctx context.Context, it Item) error {
 			}
 			need = need || f.State == step.Pending
 		}
-		return need, nil
+		if need {
+			return true, nil
+		}
+		if err := e.confirm(it.Steps); err != nil {
+			return false, err
+		}
+		return e.due(ctx, it.Window)
 	}
 	back := func() error { return e.undoAll(ctx, it.Steps, nil) }
 	return e.forward(ctx, it.Window, busy, do, back)
+}
+
+// confirm marks what is satisfied as done: a run without the window was cut
+// off after Apply.
+func (e *Engine) confirm(steps []step.Step) error {
+	for _, s := range steps {
+		if rec, ours, err := e.record(s.Name()); err != nil {
+			return err
+		} else if ours && !rec.Done {
+			if err := e.done(rec); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (e *Engine) due(ctx context.Context, w step.Window) (bool, error) {
+	due, err := w.Due(ctx)
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", w.Name(), err)
+	}
+	return due, nil
 }
 
 // Rollback undoes every open record, newest item first, except those named by
@@ -123,24 +152,32 @@ func (e *Engine) applyItem(ctx context.Context, it Item) error {
 // restored as far as it can be. It does not stop when ctx is cancelled either,
 // except before it opens a window. A record without a step in the plan is
 // reported by name: another version made it, and only that one can undo it.
+//
+// A window that keep names is left as it is, and its steps are undone outside
+// of it: the way out where what it restarts cannot be brought back at all.
 func (e *Engine) Rollback(ctx context.Context, keep ...string) error {
 	var errs []error
 	for _, it := range slices.Backward(e.Plan) {
 		do := func() error { return e.undoAll(ctx, it.Steps, keep) }
-		if it.Window == nil {
+		if it.Window == nil || slices.Contains(keep, it.Window.Name()) {
 			errs = append(errs, do())
 			continue
 		}
 		busy := func() (bool, error) {
+			kept := 0
 			for _, s := range it.Steps {
 				if slices.Contains(keep, s.Name()) {
+					kept++
 					continue
 				}
 				if _, ok, err := e.record(s.Name()); ok || err != nil {
 					return true, err
 				}
 			}
-			return false, nil
+			if kept == len(it.Steps) {
+				return false, nil
+			}
+			return e.due(ctx, it.Window)
 		}
 		errs = append(errs, e.backward(ctx, it.Window, busy, do))
 	}
@@ -221,8 +258,8 @@ func (e *Engine) backward(ctx context.Context, w step.Window, busy func() (bool,
 	return errors.Join(err, e.shut(ctx, w))
 }
 
-// open journals and opens w if there is something to do in it, or if an
-// earlier run left it open. When opened is false nothing was done, and err
+// open journals and opens w if there is something to do in it or if it is due,
+// or if an earlier run left it open. When opened is false nothing was done, and err
 // says why if that is a failure.
 func (e *Engine) open(ctx context.Context, w step.Window, busy func() (bool, error)) (opened bool, err error) {
 	_, left, err := e.record(w.Name())
@@ -265,10 +302,12 @@ func (e *Engine) shut(ctx context.Context, w step.Window) error {
 }
 
 func (e *Engine) stuck(w step.Window, err error) error {
-	return &step.Error{
-		Err:  fmt.Errorf("%s: left open: %w", w.Name(), err),
-		Next: "the node stays cordoned; mend the kubelet, then run rollback again",
+	next := "if the node was cordoned for this, it stays so; mend the kubelet, then run rollback again"
+	var hinted interface{ Hint() string }
+	if errors.As(err, &hinted) && hinted.Hint() != "" {
+		next = hinted.Hint() + "; " + next
 	}
+	return &step.Error{Err: fmt.Errorf("%s: left open: %w", w.Name(), err), Next: next}
 }
 
 // own is a context that ends by itself, not with the caller's.

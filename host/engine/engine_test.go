@@ -174,9 +174,15 @@ type window struct {
 	pdb     bool     // the drain is refused
 	rejects []string // values of d with which the kubelet does not come back
 	during  func()
+
+	undecided error // what Due returns
 }
 
 func (w *window) Name() string { return "window/kubelet" }
+
+func (w *window) Due(context.Context) (bool, error) {
+	return w.n.running != w.n.state["d"], w.undecided
+}
 
 func (w *window) Open(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
@@ -375,6 +381,147 @@ func TestRollbackRestoresTheNodeAfterPowerCutsInAFailingApply(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// filesOnly is a run that may restart nothing, as at boot: what it leaves waits
+// for a window.
+func (r *rig) filesOnly() *rig {
+	r.Plan = []engine.Item{r.Plan[0], {Steps: []step.Step{r.d}}}
+	return r
+}
+
+// The same after a run that was to write files only: one more rollback
+// restores what runs too, and one more apply brings it up to date.
+func TestWhatWasDoneWithoutTheWindowIsSettledAfterPowerCutsAnywhere(t *testing.T) {
+	before := newRig().String()
+	ref := newRig()
+	if err := ref.Apply(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	after, total := ref.String(), ref.writes
+	for _, tt := range []struct {
+		name    string
+		cut     func(*rig) error // after a run with files only
+		last    func(*rig) error
+		want    string
+		records int
+	}{
+		{"apply, rollback", func(r *rig) error { return r.Apply(t.Context()) }, func(r *rig) error { return r.Rollback(t.Context()) }, before, 0},
+		{"rollback, rollback", func(r *rig) error { return r.Rollback(t.Context()) }, func(r *rig) error { return r.Rollback(t.Context()) }, before, 0},
+		{"apply, apply", func(r *rig) error { return r.Apply(t.Context()) }, func(r *rig) error { return r.Apply(t.Context()) }, after, 4},
+		{"rollback, apply", func(r *rig) error { return r.Rollback(t.Context()) }, func(r *rig) error { return r.Apply(t.Context()) }, after, 4},
+		{"files only again, rollback", func(r *rig) error { return r.filesOnly().Rollback(t.Context()) }, func(r *rig) error { return r.Rollback(t.Context()) }, before, 0},
+	} {
+		for first := range total + 1 {
+			for second := range total + 1 {
+				for landed := range 4 {
+					r := newRig()
+					plan := r.Plan
+					r.dieAt, r.landed = first, landed&1 != 0
+					run(func() error { return r.filesOnly().Apply(t.Context()) })
+					r.Plan = plan
+					r.dieAt, r.landed = 0, landed&2 != 0
+					if second > 0 {
+						r.dieAt = r.writes + second
+					}
+					run(func() error { return tt.cut(r) })
+					r.Plan, r.dieAt = plan, 0
+					at := fmt.Sprintf("%s: cuts at %d %d, landed %02b", tt.name, first, second, landed)
+					if err := tt.last(r); err != nil {
+						t.Fatalf("%s: %v", at, err)
+					}
+					if got := r.String(); got != tt.want {
+						t.Fatalf("%s:\ngot:\n%swant:\n%s", at, got, tt.want)
+					}
+					done := slices.DeleteFunc(slices.Clone(r.recs), func(rec engine.Record) bool { return !rec.Done })
+					if len(r.recs) != tt.records || len(done) != tt.records {
+						t.Fatalf("%s: journal has %v, want %d records that are done", at, r.recs, tt.records)
+					}
+				}
+			}
+		}
+	}
+}
+
+func TestAWindowThatIsDueIsOpenedThoughNoStepHasAnythingToDo(t *testing.T) {
+	r := newRig()
+	plan := r.Plan
+	if err := r.filesOnly().Apply(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.Plan = plan
+	r.changes()
+	if err := r.Apply(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "apply", r.changes(), "cordon restart uncordon")
+
+	if err := r.filesOnly().Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.Plan = plan
+	r.changes()
+	if err := r.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "rollback", r.changes(), "cordon restart uncordon")
+	if err := r.Rollback(t.Context()); err != nil || len(r.log) != 0 {
+		t.Errorf("a second rollback: %v, wrote %q", err, r.log)
+	}
+}
+
+func TestAWindowThatIsDueWithAKubeletThatDoesNotComeBackIsTakenBack(t *testing.T) {
+	r := newRig().windowOnly()
+	want := r.String()
+	window := r.Plan[0].Window
+	r.Plan[0].Window = nil
+	if err := r.Apply(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.changes()
+	r.Plan[0].Window, r.w.rejects = window, []string{"new"}
+	mustFail(t, r.Apply(t.Context()), "window/kubelet: undone: kubelet not Ready")
+	equal(t, "order", r.changes(), "cordon restart undo:d restart uncordon")
+	equal(t, "node", r.String(), want)
+	noRecords(t, r)
+}
+
+func TestAWindowThatCannotTellWhetherItIsDueStaysShut(t *testing.T) {
+	r := newRig().windowOnly()
+	r.d.want = "old"
+	r.w.undecided = errors.New("nobody can be asked")
+	mustFail(t, r.Apply(t.Context()), "window/kubelet: nobody can be asked")
+	mustFail(t, r.Rollback(t.Context()), "window/kubelet: nobody can be asked")
+	if r.writes != 0 {
+		t.Errorf("wrote %q", r.log)
+	}
+}
+
+func TestRollbackDisturbsNobodyForStepsThatAreKept(t *testing.T) {
+	r := newRig().windowOnly()
+	if err := r.Apply(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.changes()
+	r.running = "older" // the window is due
+	if err := r.Rollback(t.Context(), "key/d"); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "order", r.changes(), "")
+}
+
+func TestAWindowThatIsKeptIsLeftAsItIs(t *testing.T) {
+	r := newRig().windowOnly()
+	r.w.rejects = []string{"new", "old"}
+	mustFail(t, r.Apply(t.Context()), "left open")
+	r.changes()
+	if err := r.Rollback(t.Context(), "window/kubelet"); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "order", r.changes(), "")
+	if len(r.recs) != 1 || r.recs[0].Name != "window/kubelet" {
+		t.Errorf("journal has %v, want the window", r.recs)
 	}
 }
 

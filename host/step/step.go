@@ -33,11 +33,31 @@ type Step interface {
 //
 // Open and Close change the cordon and its mark in one request, so that
 // neither exists without the other.
+//
+// The methods run in any process: one that was cut off may have left the work
+// of the steps done and the window open.
 type Window interface {
-	Name() string                     // the journal key, "window/<detail>"
-	Open(ctx context.Context) error   // cordon and drain; no-op if already ours
-	Settle(ctx context.Context) error // restart the kubelet, wait for Ready
-	Close(ctx context.Context) error  // uncordon, only if we cordoned
+	// Name is the journal key, "window/<detail>".
+	Name() string
+
+	// Due says whether what the steps left still waits for Settle: what runs
+	// has not taken over what its files now say of us, because they were
+	// written where nothing may be restarted, or undone by hand. It is asked
+	// where no step has anything to do, and writes nothing.
+	Due(ctx context.Context) (bool, error)
+
+	// Open keeps pods away: cordon and drain. It does nothing where the cordon
+	// is ours already.
+	Open(ctx context.Context) error
+
+	// Settle has what runs take over what the steps left, and returns nil only
+	// when that is seen to have worked. It also mends: it is called again when
+	// the steps were undone because it failed, and then brings back what it
+	// finds broken down.
+	Settle(ctx context.Context) error
+
+	// Close lets pods come again, if it was us who kept them away.
+	Close(ctx context.Context) error
 }
 
 // A State is what Check thinks of the node.
