@@ -487,6 +487,24 @@ func TestAWindowThatIsDueWithAKubeletThatDoesNotComeBackIsTakenBack(t *testing.T
 	noRecords(t, r)
 }
 
+func TestARunWithoutTheWindowThatWasCutOffIsDoneWithoutAnotherRestart(t *testing.T) {
+	r := newRig().windowOnly()
+	window := r.Plan[0].Window
+	r.Plan[0].Window = nil
+	r.dieAt, r.landed = 2, true // after Apply: the record is not done yet
+	run(func() error { return r.Apply(t.Context()) })
+	r.Plan[0].Window, r.dieAt = window, 0
+	r.running = "new" // it was started since
+	r.changes()
+	if err := r.Apply(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "order", r.changes(), "")
+	if len(r.recs) != 1 || !r.recs[0].Done {
+		t.Errorf("journal has %v, want key/d, done", r.recs)
+	}
+}
+
 func TestAWindowThatCannotTellWhetherItIsDueStaysShut(t *testing.T) {
 	r := newRig().windowOnly()
 	r.d.want = "old"
