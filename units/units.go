@@ -1,0 +1,126 @@
+// Package units holds what systemd runs: the unit files of this directory,
+// which are as a package installs them, and what they are for a node whose
+// configuration says otherwise.
+package units
+
+import (
+	"bytes"
+	"embed"
+	"fmt"
+	"net/netip"
+	"path"
+	"slices"
+	"strings"
+)
+
+// The names of the units.
+const (
+	Socket   = "nodelocaldns.socket"
+	Guard    = "nodelocaldns-guard.service"
+	Resolver = "nodelocaldns.service"
+	Kubelet  = "nodelocaldns-kubelet.service"
+)
+
+// Names are all units, in the order in which they start.
+var Names = []string{Guard, Socket, Resolver, Kubelet}
+
+//go:embed *.socket *.service
+var files embed.FS
+
+// What the files in this directory say.
+const (
+	Program = "/usr/bin/nodelocaldns"
+	runDir  = "/run/nodelocaldns"
+	address = "169.254.20.10:53"
+	before  = "Before=kubelet.service "
+)
+
+// Memory of the resolver beyond its cache: what it uses without one under a
+// flood of names that are not in it, and how far the kernel's limit is above
+// the garbage collector's. The cache counts twice: the collector runs when the
+// heap has doubled.
+const (
+	baseBytes  = 128 << 20
+	spareBytes = 64 << 20
+)
+
+// Settings are what differs from node to node. The zero value of a field means
+// what the files in this directory say.
+type Settings struct {
+	Listen     []netip.AddrPort // served over UDP and TCP
+	CacheBytes int64            // of the resolver, for all cached replies together
+	Kubelet    string           // the unit that runs the kubelet, where it is none of those that are known
+
+	// Flags of the program, absolute names.
+	Config, RunDir, StateDir string
+}
+
+// A File is one unit file.
+type File struct {
+	Name     string // such as nodelocaldns.service
+	Content  []byte
+	WantedBy string // the target that starts it at boot
+}
+
+// Render returns the unit files for a node, in the order of Names. The error
+// is about a name that cannot stand in a unit file.
+func Render(s Settings) ([]File, error) {
+	for _, name := range []string{s.Config, s.RunDir, s.StateDir, s.Kubelet} {
+		if strings.ContainsAny(name, "\"'\\$%; \t\n") {
+			return nil, fmt.Errorf("the name %q cannot be put into a unit", name)
+		}
+	}
+	var out []File
+	for _, name := range Names {
+		text, err := files.ReadFile(name)
+		if err != nil {
+			return nil, err // not reached: it is embedded
+		}
+		out = append(out, File{Name: name, Content: s.render(text), WantedBy: wantedBy(text)})
+	}
+	return out, nil
+}
+
+// render replaces the lines of a file that s says something of.
+func (s Settings) render(text []byte) []byte {
+	var out bytes.Buffer
+	for line := range strings.Lines(string(text)) {
+		switch {
+		case strings.HasSuffix(line, "="+address+"\n") && s.Listen != nil:
+			for _, a := range s.Listen {
+				out.WriteString(strings.Replace(line, address, a.String(), 1))
+			}
+		case strings.HasPrefix(line, "ListenStream="+runDir+"/") && s.RunDir != "":
+			out.WriteString("ListenStream=" + path.Join(s.RunDir, path.Base(line)))
+		case strings.HasPrefix(line, "ExecStart="+Program+" "):
+			out.WriteString(strings.Replace(line, Program, Program+s.flags(), 1))
+		case strings.HasPrefix(line, "Environment=GOMEMLIMIT=") && s.CacheBytes != 0:
+			fmt.Fprintf(&out, "Environment=GOMEMLIMIT=%dMiB\n", s.memory()>>20)
+		case strings.HasPrefix(line, "MemoryMax=") && s.CacheBytes != 0:
+			fmt.Fprintf(&out, "MemoryMax=%dM\n", (s.memory()+spareBytes)>>20)
+		case strings.HasPrefix(line, before) && s.Kubelet != "" && !slices.Contains(strings.Fields(line[len("Before="):]), s.Kubelet):
+			out.WriteString(line + "Before=" + s.Kubelet + "\n")
+		default:
+			out.WriteString(line)
+		}
+	}
+	return out.Bytes()
+}
+
+func (s Settings) memory() int64 { return baseBytes + 2*s.CacheBytes }
+
+func (s Settings) flags() string {
+	var out strings.Builder
+	for _, f := range []struct{ name, value string }{{"config", s.Config}, {"run-dir", s.RunDir}, {"state-dir", s.StateDir}} {
+		if f.value != "" {
+			out.WriteString(" --" + f.name + " " + f.value)
+		}
+	}
+	return out.String()
+}
+
+func wantedBy(text []byte) string {
+	_, rest, _ := bytes.Cut(text, []byte("\nWantedBy="))
+	name, _, _ := bytes.Cut(rest, []byte("\n"))
+	return string(name)
+}
