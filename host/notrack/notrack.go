@@ -344,7 +344,7 @@ func jumps(t Tables, table, from string) ([][]string, error) {
 	}
 	var out [][]string
 	for _, line := range lines {
-		w := words(line)
+		w := Words(line)
 		if n := len(w); n >= 2 && (w[n-2] == "-j" || w[n-2] == "-g") && w[n-1] == Chain {
 			out = append(out, w)
 		}

@@ -5,9 +5,9 @@ import (
 	"strings"
 )
 
-// words splits a rule as iptables -S prints it: at spaces, but not between
+// Words splits a rule as iptables -S prints it: at spaces, but not between
 // double quotes, where a backslash protects the next byte.
-func words(line string) []string {
+func Words(line string) []string {
 	var out []string
 	var w strings.Builder
 	in, quoted := false, false
@@ -61,6 +61,6 @@ func canon(rule []string) []string {
 // same says whether a chain holds exactly these rules, in this order.
 func same(have []string, want [][]string) bool {
 	return slices.EqualFunc(have, want, func(line string, rule []string) bool {
-		return slices.Equal(canon(words(line)), canon(rule))
+		return slices.Equal(canon(Words(line)), canon(rule))
 	})
 }

@@ -16,7 +16,7 @@ func TestWordsSplitsAsIptablesQuotes(t *testing.T) {
 		`--comment "" -j X`:            {"--comment", "", "-j", "X"},
 		`--string "-j NODELOCALDNS" x`: {"--string", "-j NODELOCALDNS", "x"},
 	} {
-		if got := words(line); !slices.Equal(got, want) {
+		if got := Words(line); !slices.Equal(got, want) {
 			t.Errorf("%s: got %q, want %q", line, got, want)
 		}
 	}
