@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -12,6 +15,7 @@ import (
 	"nodelocaldns/host/engine"
 	"nodelocaldns/host/facts"
 	"nodelocaldns/host/fsys"
+	"nodelocaldns/host/journal"
 	"nodelocaldns/host/step"
 	"nodelocaldns/host/sysctl"
 )
@@ -76,6 +80,25 @@ func (n *Node) Guard(d Duties) *Guard {
 	return &Guard{n: n, duties: d, ready: make(chan struct{}), seen: map[string]condition{}}
 }
 
+// Guarded says whether a guard runs on this node. It writes nothing where none
+// has ever run.
+func (n *Node) Guarded() (bool, error) {
+	if _, err := os.Stat(n.guardAt()); errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel() // one try
+	lock, err := journal.Acquire(ctx, n.guardAt())
+	if held := new(journal.HeldError); errors.As(err, &held) {
+		return true, nil
+	} else if err != nil {
+		return false, err
+	}
+	return false, lock.Release()
+}
+
+func (n *Node) guardAt() string { return filepath.Join(n.deps.RunDir, guardFile) }
+
 // String names the guard.
 func (g *Guard) String() string { return "guard of link/" + g.n.cfg.Interface }
 
@@ -94,8 +117,16 @@ func (g *Guard) Once(ctx context.Context) error {
 
 // Run applies the runtime plan, and repairs what others change until ctx ends;
 // then it returns nil. What it cannot do is logged and tried again. It also
-// returns nil when it has ended a rollback, and with it its own unit.
+// returns nil when it has ended a rollback, and with it its own unit. While
+// another guard runs, the error is a *journal.HeldError.
 func (g *Guard) Run(ctx context.Context) error {
+	alone, err := g.n.acquire(ctx, g.n.guardAt())
+	if ctx.Err() != nil {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	defer alone.Release()
 	events, err := g.n.deps.Watch(ctx)
 	if err != nil {
 		g.n.deps.Log.Warn("no netlink events, looking every "+rulesEvery.String(), "error", err)

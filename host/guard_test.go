@@ -376,6 +376,25 @@ func TestGuardWorksWithoutNetlinkEvents(t *testing.T) {
 	})
 }
 
+func TestThereIsOneGuard(t *testing.T) {
+	guarded(t, nil, func(t *testing.T, r *rig, stop func() error) {
+		n := r.node()
+		if runs, err := n.Guarded(); !runs || err != nil {
+			t.Errorf("while it runs: %t, %v", runs, err)
+		}
+		held := new(journal.HeldError)
+		if err := n.Guard(host.Duties{}).Run(t.Context()); !errors.As(err, &held) {
+			t.Errorf("a second one: got %v, want %T", err, held)
+		}
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		if runs, err := n.Guarded(); runs || err != nil {
+			t.Errorf("after it stopped: %t, %v", runs, err)
+		}
+	})
+}
+
 // drained runs test with a guard that ends rollbacks; naming are the pods that
 // name us, as the test goes on.
 func drained(t *testing.T, naming *[]string, test func(t *testing.T, r *rig, done <-chan error)) {

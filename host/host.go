@@ -46,6 +46,7 @@ const (
 const (
 	journalFile = "journal.json" // of the runtime plan: in RunDir, gone with its effects
 	lockFile    = "lock"         // in RunDir
+	guardFile   = "guard.lock"   // in RunDir: held by guard as long as it runs
 	offFile     = "off"          // in StateDir: survives a reboot
 )
 

@@ -164,10 +164,12 @@ func (k *keeper) Rollback(ctx context.Context, keep ...string) error {
 	return k.engine(plan).Rollback(ctx, keep...)
 }
 
-func (k *keeper) lock(ctx context.Context) (*journal.Lock, error) {
+func (k *keeper) lock(ctx context.Context) (*journal.Lock, error) { return k.acquire(ctx, k.lockAt) }
+
+func (k *keeper) acquire(ctx context.Context, at string) (*journal.Lock, error) {
 	ctx, cancel := context.WithTimeout(ctx, k.lockWait)
 	defer cancel()
-	return journal.Acquire(ctx, k.lockAt)
+	return journal.Acquire(ctx, at)
 }
 
 func (k *keeper) engine(plan []engine.Item) *engine.Engine {
