@@ -22,13 +22,14 @@ type Config struct {
 	ClusterDomain string
 
 	// ClusterDNS are the kube-dns addresses, in order of preference. Empty is
-	// allowed only where Upstreams is not KubeDNS; cluster and reverse names
-	// then go where all other names go.
+	// allowed only where Upstreams is not KubeDNS, and cluster and reverse
+	// names then go where all other names go; or with AwaitClusterDNS.
 	ClusterDNS []netip.AddrPort
 
 	// AwaitClusterDNS says that nobody knows ClusterDNS yet, and that a Reload
 	// will bring it. Until then what kube-dns would be asked is answered
-	// SERVFAIL at once, with EDE 14, Not Ready (RFC 8914 section 4.15).
+	// SERVFAIL at once, with EDE 14, Not Ready (RFC 8914 section 4.15): others
+	// must not be asked for cluster names, they would deny them.
 	AwaitClusterDNS bool
 
 	// Upstreams says who answers the names that no other route takes.
@@ -99,7 +100,7 @@ type Limits struct {
 }
 
 // ErrNoClusterDNS is returned by [Config.Validate] when external names are to
-// be answered by kube-dns and no kube-dns address is known.
+// be answered by kube-dns, no kube-dns address is known, and none is awaited.
 var ErrNoClusterDNS = errors.New("no kube-dns address is known")
 
 // Validate says what makes c unusable, or nil.

@@ -121,7 +121,10 @@ func (s *Server) fly(fl *flight) {
 		s.log.Debug("unusable reply", "zone", ZoneKinds[fl.route.zone], "error", err)
 	}
 	ede := wire.EDENetworkError
-	if errors.Is(err, upstream.ErrNoServer) {
+	switch {
+	case fl.route.await:
+		ede = wire.EDENotReady
+	case errors.Is(err, upstream.ErrNoServer):
 		ede = wire.EDENoReachable
 	}
 	s.land(fl, cache.NewFailure(fl.key, wire.ServFail, ede, fl.route.zone, now), true)

@@ -23,6 +23,7 @@ type route struct {
 	zone  uint8
 	caps  cache.Caps
 	group *upstream.Group
+	await bool // its servers are not known yet
 	loop  *loopProbe
 }
 
@@ -76,6 +77,7 @@ func newRoutes(cfg Config, node []netip.AddrPort, make exchangers, counters *ups
 	}
 	add := func(zone uint8, z Zone, servers []netip.AddrPort, names ...string) {
 		rt := &route{zone: zone, caps: z.caps(), group: group(servers, z.Transport)}
+		rt.await = cfg.AwaitClusterDNS && len(servers) == 0 && (zone != zoneExternal || cfg.Upstreams.Source == KubeDNS)
 		for i, name := range names {
 			w, _ := wire.ParseName(name) // Config.Validate has seen that it is one
 			r.bySuffix[string(w)] = rt
@@ -95,7 +97,7 @@ func newRoutes(cfg Config, node []netip.AddrPort, make exchangers, counters *ups
 		external = cfg.Upstreams.Servers
 	}
 	clusterDNS := cfg.ClusterDNS
-	if len(clusterDNS) == 0 {
+	if len(clusterDNS) == 0 && !cfg.AwaitClusterDNS {
 		// The transport of those zones is about kube-dns; many a resolver of a
 		// node has no TCP.
 		clusterDNS = external

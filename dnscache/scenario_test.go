@@ -256,7 +256,9 @@ func (c *conversation) configure(words []string) {
 	var err error
 	switch {
 	case words[0] == "kube-dns":
-		c.cfg.ClusterDNS = addrs(1)
+		c.cfg.ClusterDNS, c.cfg.AwaitClusterDNS = addrs(1), false
+	case words[0] == "await": // kube-dns
+		c.cfg.ClusterDNS, c.cfg.AwaitClusterDNS = nil, true
 	case words[0] == "upstreams" && words[1] == "node":
 		c.cfg.Upstreams = Upstreams{Source: NodeResolvers}
 	case words[0] == "upstreams":

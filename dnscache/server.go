@@ -254,7 +254,7 @@ func (s *Server) replace(cfg Config, node []netip.AddrPort) {
 
 // sameServers reports whether every name is answered by the same servers.
 func sameServers(a, b Config) bool {
-	return a.ClusterDomain == b.ClusterDomain && slices.Equal(a.ClusterDNS, b.ClusterDNS) &&
+	return a.ClusterDomain == b.ClusterDomain && slices.Equal(a.ClusterDNS, b.ClusterDNS) && a.AwaitClusterDNS == b.AwaitClusterDNS &&
 		reflect.DeepEqual(a.Upstreams, b.Upstreams) && reflect.DeepEqual(a.StubDomains, b.StubDomains)
 }
 

@@ -356,7 +356,7 @@ func edeText(ede uint16) string {
 	case EDEOther:
 		return "nodelocaldns: forwarding loop"
 	case EDENotReady:
-		return "nodelocaldns: too many questions at once, or about to stop"
+		return "nodelocaldns: too many questions at once, about to stop, or kube-dns not known yet"
 	case EDENoReachable:
 		return "nodelocaldns: no upstream is known"
 	case EDENetworkError:
