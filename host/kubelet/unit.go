@@ -74,6 +74,12 @@ func refuseMCO() error {
 		"the Machine Config Operator of OpenShift owns the kubelet's unit")
 }
 
+// ErrNone is the *Refusal for a node without a kubelet that is known to us.
+var ErrNone error = &Refusal{
+	Why:  "no unit of a kubelet was found (kubelet.service, k3s, rke2, microk8s)",
+	Next: "install the kubelet first, or set kubelet.unit to the unit that runs it, or kubelet.manage: false",
+}
+
 func (f *found) findUnit() error {
 	look := units
 	if f.want.Unit != "" {
@@ -111,8 +117,7 @@ func (f *found) findUnit() error {
 	if f.want.Unit != "" {
 		return refuse("set kubelet.unit to the unit that runs the kubelet", "there is no unit %s", f.want.Unit)
 	}
-	return refuse("install the kubelet first, or set kubelet.unit to the unit that runs it, or kubelet.manage: false",
-		"no unit of a kubelet was found (%s, k3s, rke2, microk8s)", units[0].name)
+	return ErrNone
 }
 
 // known ends the search for kinds that are not to be touched.

@@ -17,3 +17,14 @@ type Param struct {
 	Value  uint64
 	Policy Policy
 }
+
+// Fits says whether the value now is as wanted.
+func (p Param) Fits(now uint64) bool {
+	switch p.Policy {
+	case Floor:
+		return now >= p.Value
+	case Ceiling:
+		return now <= p.Value
+	}
+	return now == p.Value
+}

@@ -74,7 +74,7 @@ func (s *Setting) Check(context.Context) (step.Finding, error) {
 		return step.Finding{}, fmt.Errorf("%s is %q, which is not a number", key, text)
 	}
 	want := s.want()
-	if s.fits(now, want) {
+	if p := (Param{Value: want, Policy: s.param.Policy}); p.Fits(now) {
 		return step.Finding{State: step.Satisfied, Why: s.fitting(now)}, nil
 	}
 	ro, err := s.values.ReadOnly(key)
@@ -203,16 +203,6 @@ func (s *Setting) want() uint64 {
 	}
 	page := uint64(os.Getpagesize() / 8)
 	return (s.param.Value + page - 1) / page * page
-}
-
-func (s *Setting) fits(now, want uint64) bool {
-	switch s.param.Policy {
-	case Floor:
-		return now >= want
-	case Ceiling:
-		return now <= want
-	}
-	return now == want
 }
 
 func (s *Setting) fitting(now uint64) string {
