@@ -7,7 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,6 +26,22 @@ import (
 type DurableConfig struct {
 	// Kubelet is what we want of the kubelet; nil leaves it alone.
 	Kubelet *kubelet.Want
+
+	// Known is by what a kubelet that names us is known where Kubelet is nil:
+	// our addresses, and its unit if that is not to be found.
+	Known kubelet.Want
+
+	// Settle is how long a kubelet is watched that was restarted; zero is
+	// kubelet.DefaultSettle.
+	Settle time.Duration
+}
+
+// want is what the kubelet is looked at with.
+func (c DurableConfig) want() kubelet.Want {
+	if c.Kubelet != nil {
+		return *c.Kubelet
+	}
+	return c.Known
 }
 
 // DurableDeps is everything outside the process that a Durable touches.
@@ -43,6 +61,11 @@ type DurableDeps struct {
 	Files  fsys.Files    // what the steps write with; nil: the files of Root
 	State  journal.Files // where the journal and the off switch are; nil: StateDir
 	Verify kubelet.Verifier
+
+	// Units restarts the kubelet; nil: nothing is restarted, as where nothing
+	// runs.
+	Units   kubelet.Units
+	Healthz kubelet.Healthz
 
 	LockWait time.Duration // as Deps.LockWait
 }
@@ -65,14 +88,17 @@ func RootDeps(root string, log *slog.Logger) DurableDeps {
 
 // LiveDeps returns the DurableDeps of the node this process runs on. The
 // running kubelet is looked at, the kube-dns service is asked for where nothing
-// else tells, and the running systemd judges what is written.
+// else tells, and the running systemd judges what is written and restarts the
+// kubelet.
 func LiveDeps(log *slog.Logger) DurableDeps {
 	d := RootDeps("/", log)
 	d.Node.Running = kubelet.Running("/proc")
 	d.Node.Service = kubelet.AskService
 	d.Node.Host = specifiers()
 	if _, err := os.Stat("/run/systemd/system"); err == nil { // sd_booted(3)
-		d.Verify = kubelet.Bus{}
+		bus := kubelet.Bus{}
+		d.Verify, d.Units, d.Node.Started = bus, bus, bus.Started
+		d.Healthz = kubelet.AskHealthz
 	}
 	return d
 }
@@ -94,13 +120,17 @@ func specifiers() unitfile.Host {
 }
 
 // A Durable is the part of a node that outlasts a reboot, and what we want of
-// it: its files. Nothing here starts, stops or restarts anything. Its methods
-// are those of a Node, and may be called as those are.
+// it: its files. Apply and Rollback restart a kubelet that runs, in a window,
+// and see that it stays; Boot restarts nothing. Its methods are those of a
+// Node, and may be called as those are.
 type Durable struct {
 	keeper
 	cfg   DurableConfig
 	deps  DurableDeps
 	files fsys.Files
+
+	mu    sync.Mutex
+	facts func() (kubelet.Facts, error) // found once since the last Check or write; nil: not yet
 }
 
 // NewDurable returns the node with the durable plan of cfg. It reads and writes
@@ -125,6 +155,7 @@ func NewDurable(cfg DurableConfig, d DurableDeps) *Durable {
 		now:      d.Now,
 		planOf:   n.plan,
 		undoerOf: n.undoer,
+		live:     n.live,
 	}
 	return n
 }
@@ -133,39 +164,154 @@ func NewDurable(cfg DurableConfig, d DurableDeps) *Durable {
 var ErrOff = errors.New("a rollback was asked for")
 
 // Boot is Apply for a node that starts: it obeys the off switch, and returns
-// ErrOff, with nothing written.
+// ErrOff, with nothing written. It restarts nothing, and so never waits for a
+// kubelet that waits for it; see Pending.
 func (n *Durable) Boot(ctx context.Context, steps ...string) error {
+	defer n.forget()
 	return n.apply(ctx, func() error {
 		off, err := n.Off()
 		if off {
 			return ErrOff
 		}
 		return err
-	}, steps)
+	}, nil, steps)
 }
 
-// plan is the durable plan of the configuration.
+// Apply is that of both plans. A kubelet that does not come back with its new
+// files gets its old ones again, is restarted once more, and the error says
+// why.
+func (n *Durable) Apply(ctx context.Context, steps ...string) error {
+	defer n.forget()
+	return n.keeper.Apply(ctx, steps...)
+}
+
+// Rollback is that of both plans. With kubelet.WindowName among keep, a kubelet
+// that an earlier run could not bring back is left as it is.
+func (n *Durable) Rollback(ctx context.Context, keep ...string) error {
+	defer n.forget()
+	return n.keeper.Rollback(ctx, keep...)
+}
+
+// Check is that of both plans.
+func (n *Durable) Check(ctx context.Context) ([]engine.Status, error) {
+	n.forget()
+	all, err := n.keeper.Check(ctx)
+	for i, st := range all {
+		if st.Name == kubelet.WindowName {
+			all[i].State, all[i].Err = step.Pending, nil
+			all[i].Why = "left open by a run that was cut off, or whose kubelet did not come back: the next apply or rollback settles it"
+		}
+	}
+	return all, err
+}
+
+// Facts are what there is to know of the kubelet, found once for all calls
+// since the last Check, Apply, Boot or Rollback. The error is that of
+// kubelet.Find; what had been found until there is returned all the same.
+func (n *Durable) Facts(ctx context.Context) (kubelet.Facts, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.facts == nil {
+		f, err := kubelet.Find(ctx, n.deps.Node, n.cfg.want())
+		n.facts = func() (kubelet.Facts, error) { return f, err }
+	}
+	return n.facts()
+}
+
+func (n *Durable) forget() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.facts = nil
+}
+
+// A Restart is what a running kubelet has not taken over of its files, as far
+// as it concerns us.
+type Restart struct {
+	Unit string // that would have to be restarted
+	Why  string
+}
+
+// Pending returns the restart that waits, or nil if there is none, or none can
+// be told. It is found as Facts are.
+func (n *Durable) Pending(ctx context.Context) *Restart {
+	f, _ := n.Facts(ctx) // what was found before a refusal is true all the same
+	if f.Pending == "" {
+		return nil
+	}
+	return &Restart{Unit: f.Unit, Why: f.Pending}
+}
+
+// plan is the durable plan of the configuration, in order. A step that
+// disturbs pods gets its window from live.
 func (n *Durable) plan(recs []engine.Record) ([]engine.Item, error) {
-	if n.cfg.Kubelet == nil {
-		return nil, nil
+	var plan []engine.Item
+	if n.cfg.Kubelet != nil {
+		s, err := n.kubelet(*n.cfg.Kubelet, saved(recs, kubelet.StepName))
+		if err != nil {
+			return nil, err
+		}
+		plan = append(plan, engine.Item{Steps: []step.Step{s}})
 	}
-	s, err := n.kubelet(*n.cfg.Kubelet, saved(recs, kubelet.StepName))
-	if err != nil {
-		return nil, err
-	}
-	return []engine.Item{{Steps: []step.Step{s}}}, nil
+	return plan, nil
 }
 
 // undoer is the step that undoes a record, or nil if this version has none.
 func (n *Durable) undoer(r engine.Record) (step.Step, error) {
-	if r.Name != kubelet.StepName {
-		return nil, nil
+	switch r.Name {
+	case kubelet.StepName:
+		return n.kubelet(kubelet.Want{}, r.Saved)
 	}
-	return n.kubelet(kubelet.Want{}, r.Saved)
+	return nil, nil
 }
 
 func (n *Durable) kubelet(want kubelet.Want, held step.Saved) (*kubelet.Step, error) {
 	return kubelet.New(kubelet.Config{
 		Node: n.deps.Node, Want: want, Files: n.files, Verify: n.deps.Verify, Held: held,
 	})
+}
+
+// live is a fitter. Going back, the window is there also without a record of
+// the step: what named us may have been taken away by hand.
+func (n *Durable) live(ctx context.Context, recs []engine.Record, plan []engine.Item, back bool) ([]engine.Item, error) {
+	at := slices.IndexFunc(plan, func(it engine.Item) bool { return it.Steps[0].Name() == kubelet.StepName })
+	if at < 0 && !back {
+		return plan, nil
+	}
+	w, err := n.window(ctx, recs)
+	if err != nil || w == nil {
+		return plan, err
+	}
+	if at < 0 {
+		s, err := n.kubelet(kubelet.Want{}, step.Saved{})
+		if err != nil {
+			return nil, err
+		}
+		at, plan = len(plan), append(plan, engine.Item{Steps: []step.Step{s}})
+	}
+	plan[at].Window = w
+	return plan, nil
+}
+
+// window is the one in which the kubelet takes over its files. It is nil if
+// there is none to be restarted: a kubelet that does not run when we come, not
+// even for the while that a crash loop leaves it, reads its files when somebody
+// starts it. One that was found running by a run that was cut off is brought
+// back, whatever has become of it since.
+func (n *Durable) window(ctx context.Context, recs []engine.Record) (step.Window, error) {
+	left := slices.ContainsFunc(recs, func(r engine.Record) bool { return r.Name == kubelet.WindowName })
+	w := kubelet.NewWindow(kubelet.WindowConfig{
+		Node: n.deps.Node, Want: n.cfg.want(), Units: n.deps.Units, Healthz: n.deps.Healthz,
+		Settle: n.cfg.Settle, Log: n.deps.Log, Now: n.deps.Now, Left: left,
+	})
+	if left {
+		return w, nil
+	}
+	if n.deps.Units == nil {
+		return nil, nil
+	}
+	runs, err := w.Running(ctx)
+	if err != nil || !runs {
+		return nil, err
+	}
+	return w, nil
 }

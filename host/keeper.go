@@ -31,7 +31,14 @@ type keeper struct {
 	// undoerOf is the step that undoes a record, whatever the configuration now
 	// says, or nil if this version has none.
 	undoerOf func(r engine.Record) (step.Step, error)
+
+	// live is nil where no step disturbs pods.
+	live fitter
 }
+
+// A fitter fits a plan to what runs on the node: steps that disturb pods get
+// their window. back says that the plan is of what is to be undone.
+type fitter func(ctx context.Context, recs []engine.Record, plan []engine.Item, back bool) ([]engine.Item, error)
 
 // Check looks at every step of the plan, in its order, and at the records that
 // the plan does not cover. It never writes, takes no lock, and works without
@@ -104,11 +111,12 @@ func (k *keeper) Kept() ([]string, error) {
 // do not build on does not keep them from being tried when it fails; a sysctl
 // that is blocked is logged and no error.
 func (k *keeper) Apply(ctx context.Context, steps ...string) error {
-	return k.apply(ctx, func() error { return k.state.Remove(offFile) }, steps)
+	return k.apply(ctx, func() error { return k.state.Remove(offFile) }, k.live, steps)
 }
 
-// apply calls off under the lock, before anything is written.
-func (k *keeper) apply(ctx context.Context, off func() error, steps []string) error {
+// apply calls off under the lock, before anything is written. live is
+// keeper.live, or nil.
+func (k *keeper) apply(ctx context.Context, off func() error, live fitter, steps []string) error {
 	lock, err := k.lock(ctx)
 	if err != nil {
 		return err
@@ -127,6 +135,11 @@ func (k *keeper) apply(ctx context.Context, off func() error, steps []string) er
 	}
 	if err := off(); err != nil {
 		return err
+	}
+	if live != nil {
+		if plan, err = live(ctx, recs, plan, false); err != nil {
+			return err
+		}
 	}
 	return k.engine(plan).Apply(ctx)
 }
@@ -159,6 +172,11 @@ func (k *keeper) Rollback(ctx context.Context, keep ...string) error {
 		}
 		if s != nil { // else the engine reports the record by name
 			plan = append(plan, engine.Item{Steps: []step.Step{s}})
+		}
+	}
+	if k.live != nil {
+		if plan, err = k.live(ctx, recs, plan, true); err != nil {
+			return err
 		}
 	}
 	return k.engine(plan).Rollback(ctx, keep...)

@@ -38,6 +38,9 @@ func (f *found) findEmbedded(ctx context.Context) error {
 			return refuse("take it out, so that the kubelet reads "+f.dir,
 				"kubelet-arg %q in %s leads the kubelet elsewhere", a.text, a.file)
 		}
+		if all, err := flags([]string{"--" + strings.TrimLeft(a.text, "-")}); err == nil {
+			f.all = append(f.all, all...)
+		}
 	}
 	if info, err := f.node.Tree.Stat(f.dir); errors.Is(err, fs.ErrNotExist) || err == nil && !info.IsDir() {
 		return refuse(fmt.Sprintf("start %s once, at least version 1.32; with an older one set kubelet-arg: [cluster-dns=ADDRESS,KUBE-DNS] in /etc/rancher/%s/config.yaml", name, name),

@@ -9,6 +9,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"nodelocaldns/host/fsys"
 	"nodelocaldns/host/unitfile"
@@ -61,6 +62,11 @@ type Node struct {
 	// A nil Running says that nothing runs: a tree, or a kubelet about to start.
 	Running func(unit string) (*Process, error)
 
+	// Started returns when the unit's main process was started, the zero time
+	// if there is none. It tells whether a kubelet whose command line does not
+	// name its servers has read its files. Nil: that cannot be told.
+	Started func(ctx context.Context, unit string) (time.Time, error)
+
 	// Service is asked when nothing else tells. Nil: nobody is asked.
 	Service Service
 }
@@ -95,6 +101,11 @@ type Facts struct {
 	// cluster, and that the back-end needs to know no more: ByEnv, which finds
 	// Base and Target at each start of the kubelet.
 	Later bool
+
+	// Pending is what the running kubelet has not taken over of what its files
+	// say of us, in words: it names us and they do not, or the other way round.
+	// Empty: nothing, or it cannot be told.
+	Pending string
 
 	// Notes are worth a warning and no reason to stop.
 	Notes []string
@@ -144,33 +155,50 @@ type found struct {
 	conf string         // --config
 	dir  string         // --config-dir
 	text []byte         // content of the args file of a snap
+	all  []flag         // of the kubelet that runs, else of the one its files start
+
+	untold error // why Pending cannot be told
+
+	// anywhere looks also where an operating system owns the kubelet's files.
+	anywhere bool
 }
 
 func find(ctx context.Context, n Node, w Want) (*found, error) {
 	f := &found{node: n, want: w}
+	return f, f.find(ctx)
+}
+
+func (f *found) find(ctx context.Context) error {
+	w := &f.want
 	if w.Backend == "" {
-		f.want.Backend = Auto
+		w.Backend = Auto
 	}
 	if len(w.Addresses) == 0 {
-		return f, errors.New("no address of ours is given")
+		return errors.New("no address of ours is given")
 	}
 	if len(w.Addresses) >= MaxServers {
-		return f, refuse("give at most two", "%d addresses of ours leave no room for kube-dns: pods have %d nameservers at most", len(w.Addresses), MaxServers)
+		return refuse("give at most two", "%d addresses of ours leave no room for kube-dns: pods have %d nameservers at most", len(w.Addresses), MaxServers)
 	}
 	if err := f.system(); err != nil {
-		return f, err
+		return err
 	}
 	if err := f.findUnit(); err != nil {
-		return f, err
+		return err
 	}
+	var err error
 	switch f.kind {
 	case isKubelet:
-		return f, f.findKubelet(ctx)
+		err = f.findKubelet(ctx)
 	case isMicroK8s:
-		return f, f.findMicroK8s(ctx)
+		err = f.findMicroK8s(ctx)
 	default:
-		return f, f.findEmbedded(ctx)
+		err = f.findEmbedded(ctx)
 	}
+	// What was found before a refusal is true all the same.
+	if r := new(Refusal); err == nil || errors.As(err, &r) {
+		f.Pending, f.untold = f.findPending(ctx)
+	}
+	return err
 }
 
 // findKubelet fills in what can be known of a kubelet that is a unit of its
@@ -251,6 +279,7 @@ func (f *found) readFiles() error {
 }
 
 func (f *found) readFlags(all []flag) error {
+	f.all = all
 	f.conf, _ = lastValue(all, "config")
 	f.dir, _ = lastValue(all, "config-dir")
 	if f.Kubeconfig == "" {
@@ -351,7 +380,7 @@ func (f *found) running() error {
 	if err != nil {
 		return nil //nolint:nilerr // it runs, so it is another program's idea of flags than ours: the files tell
 	}
-	f.PID = p.PID
+	f.PID, f.all = p.PID, all
 	if k, ok := lastValue(all, "kubeconfig"); ok {
 		f.Kubeconfig = k
 	}

@@ -37,6 +37,7 @@ func (f *found) findMicroK8s(ctx context.Context) error {
 		if err != nil {
 			return refuse("mend it: one flag a line", "%s: %v", microK8sArgs, err)
 		}
+		f.all = append(f.all, all...)
 		if k, ok := lastValue(all, "kubeconfig"); ok {
 			f.Kubeconfig = k
 		}
