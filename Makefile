@@ -1,6 +1,5 @@
 # Bare `make` prints the targets. All of them work on a fresh Debian 12 with
-# Go, make and git; `run`, `test`, `check` and `lint` install what else they
-# need (test/setup.sh).
+# Go, make and git; those that need more install it (test/setup.sh).
 
 SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -17,10 +16,10 @@ FUZZTIME    ?= 1m
 KEEP        ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test check lint fuzz clean
+.PHONY: help build run node test test-cluster check lint fuzz clean
 
 help:
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 build: ## builds bin/nodelocaldns, static
 	$(BUILD) -o bin/ ./cmd/...
@@ -30,14 +29,26 @@ run: build ## shows a pod's queries answered on its node, on a throwaway node (r
 	$(BUILD) -o bin/ ./test/kubedns/cmd/...
 	@KEEP=$(KEEP) test/run
 
+node: build ## boots a node of a cluster with bin/nodelocaldns installed, and opens a shell on it (root)
+	@test/setup.sh node
+	export NODELOCALDNS_TEST_NODE=$$(test/node/build.sh)
+	$(BUILD) -o bin/ ./test/node/cmd/...
+	@bin/node bin/nodelocaldns
+
 test: ## runs all tests with the race detector (as root also those on real interfaces and rules)
 	@test/setup.sh test
 	CGO_ENABLED=1 go test -race ./...
 
-check: ## does what CI does: lint, run and test, where a skipped test is a failure
+test-cluster: ## runs the tests on booted nodes: systemd, containerd, kubelet, API server (root; builds them once)
+	@test/setup.sh node
+	export NODELOCALDNS_TEST_NODE=$$(test/node/build.sh)
+	CGO_ENABLED=0 go test -count=1 -timeout=15m -parallel=4 ./test/node/...
+
+check: ## does what CI does: lint, run, test and test-cluster, where a skipped test is a failure
 	@$(MAKE) lint
 	$(MAKE) run
 	NODELOCALDNS_REQUIRE_ROOT=1 $(MAKE) test
+	$(MAKE) test-cluster
 
 lint: ## checks Go, shell and YAML files; every finding is an error
 	@test/setup.sh lint

@@ -2,7 +2,7 @@
 # Installs with apt what a make target needs and this machine lacks. Does
 # nothing where all is there.
 #
-# usage: test/setup.sh run|test|lint
+# usage: test/setup.sh run|test|node|lint
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,8 +18,9 @@ case ${1-} in
 run) need=("${node[@]}" dig:bind9-dnsutils curl:curl diff:diffutils) ;;
 # The race detector needs a C compiler, and systemd judges what we make of units.
 test) need=("${node[@]}" nft:nftables gcc:gcc systemd-analyze:systemd) ;;
+node) need=(ip:iproute2 systemd-nspawn:systemd-container mmdebstrap:mmdebstrap) ;;
 lint) need=(shellcheck:shellcheck yamllint:yamllint) ;;
-*) fail "unknown use ${1-\"\"}" 'usage: test/setup.sh run|test|lint' ;;
+*) fail "unknown use ${1-\"\"}" 'usage: test/setup.sh run|test|node|lint' ;;
 esac
 
 # Ordinary users have no sbin in their PATH, and what lies there is installed

@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# Builds what the booted nodes are made of, once: a Debian tree, Kubernetes and
+# etcd from the modules that test/tools/k8s pins, and two container images.
+# Prints the directory that has it all, and everything else to standard error.
+#
+# usage: test/node/build.sh
+#
+# The parts are kept in NODELOCALDNS_TEST_CACHE, else /var/cache/nodelocaldns-test
+# (1 GB), each under a name that changes with whatever it was built from. Whoever
+# wants the space back removes that directory. From nothing it takes about a
+# quarter of an hour on two cores.
+set -euo pipefail
+shopt -s inherit_errexit # or a part that failed would be taken for a whole one
+cd "$(dirname "$0")/../.."
+
+CACHE=${NODELOCALDNS_TEST_CACHE:-/var/cache/nodelocaldns-test}
+PINS=test/tools/k8s
+SUITE=bookworm
+PACKAGES=(
+	systemd systemd-sysv dbus kmod procps # the system
+	containerd containernetworking-plugins
+	iproute2 iptables nftables conntrack
+	bind9-dnsutils curl less # for a person who tries things
+	busybox-static           # the image of the pods
+)
+
+fail() {
+	printf 'build: error: %s\n' "$1" >&2
+	printf 'build: hint: %s\n' "$2" >&2
+	exit 1
+}
+
+debian() {
+	mmdebstrap --quiet --variant=minbase --include="$(
+		IFS=,
+		echo "${PACKAGES[*]}"
+	)" "$SUITE" "$1"
+	# Nothing on a node may start by the clock and write into a comparison.
+	rm -f "$1"/etc/systemd/system/timers.target.wants/*
+}
+
+kubernetes() {
+	local version minor ldflags package out
+	version=$(go -C "$PINS" list -m -f '{{.Version}}' k8s.io/kubernetes)
+	minor=${version#v1.}
+	ldflags='-s -w'
+	for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
+		ldflags+=" -X $package.gitVersion=$version -X $package.gitMajor=1 -X $package.gitMinor=${minor%%.*}"
+	done
+	mkdir -p "$1/bin" "$1/node/usr/bin"
+	for package in go.etcd.io/etcd/server/v3 ./cmd/{image,pause} \
+		k8s.io/kubernetes/cmd/{kube-apiserver,kube-controller-manager,kube-scheduler,kubelet,kubectl}; do
+		case $package in
+		*/etcd/*) out=bin/etcd ;;
+		*/kubelet | */kubectl) out=node/usr/bin/${package##*/} ;;
+		*) out=bin/${package##*/} ;;
+		esac
+		printf 'build:   %s\n' "${out##*/}" >&2
+		CGO_ENABLED=0 go -C "$PINS" build -trimpath -buildvcs=false -ldflags "$ldflags" -o "$1/$out" "$package"
+	done
+}
+
+images() {
+	local share=$1/usr/local/share/images
+	mkdir -p "$share"
+	"$k8s/bin/image" "$share/pause.tar" registry.k8s.io/pause:3.8 "$k8s/bin/pause" pause
+	"$k8s/bin/image" "$share/busybox.tar" docker.io/library/busybox:local "$debian/bin/busybox" \
+		busybox sh cat grep ip ls nc nslookup ps sleep wget
+}
+
+# part NAME INPUT… builds a part with the function of that name unless it is
+# there, and prints where. Its key is that function's text and its inputs. It
+# gets its name when it is complete: what was cut short is never taken for it.
+part() {
+	local name=$1 key dir
+	shift
+	key=$({ declare -f "$name"; printf '%s\n' "$@"; } | sha256sum)
+	dir=$CACHE/$name-${key:0:16}
+	if [[ ! -d $dir ]]; then
+		printf 'build: %s\n' "$dir" >&2
+		rm -rf "$CACHE/$name.new"
+		mkdir "$CACHE/$name.new"
+		"$name" "$CACHE/$name.new" >&2
+		sync --file-system "$CACHE/$name.new"
+		mv -T "$CACHE/$name.new" "$dir"
+	fi
+	printf '%s\n' "$dir"
+}
+
+((EUID == 0)) || fail 'making a Debian tree needs root' 'run this as root'
+mkdir -p "$CACHE"
+exec {lock}>"$CACHE/lock"
+if ! flock --nonblock "$lock"; then
+	echo "build: waiting for another build in $CACHE" >&2
+	flock "$lock"
+fi
+
+pins=$(cat "$PINS"/go.{mod,sum} "$PINS"/cmd/*/*.go)
+debian=$(part debian "$(dpkg --print-architecture)" "$SUITE" "${PACKAGES[@]}")
+k8s=$(part kubernetes "$(go env GOVERSION GOARCH)" "$pins")
+images=$(part images "$debian" "$k8s")
+
+layers() {
+	ln -s "$debian" "$1/debian"
+	ln -s "$k8s" "$1/kubernetes"
+	ln -s "$images" "$1/images"
+}
+part layers "$debian" "$k8s" "$images"
