@@ -53,6 +53,14 @@ const lockTimeout = 5
 // which back-end it is. No rule is listed to find out, because
 // "iptables-legacy -t raw -S" alone would make the table.
 func System(b Backend, v6 bool) (Tables, error) {
+	p, err := system(b, v6)
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func system(b Backend, v6 bool) (*program, error) {
 	path, b, err := find(b, v6)
 	if err != nil {
 		return nil, err
