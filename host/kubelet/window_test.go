@@ -37,6 +37,7 @@ type machine struct {
 	refused error                                  // no job is taken
 	blind   bool                                   // no process is to be seen
 	left    bool                                   // an earlier run left the window open
+	idle    bool                                   // jobs do nothing
 	happens func(looks int, st *kubelet.UnitState) // by itself
 	looks   int
 	asks    []string // where healthz was asked
@@ -138,7 +139,7 @@ func (m *machine) job(what string, does bool) (string, error) {
 		return "", m.refused
 	case m.result != "":
 		return m.result, nil
-	case does:
+	case does && !m.idle:
 		m.looks = 0
 		m.start()
 	}
@@ -369,6 +370,12 @@ func TestAKubeletThatDoesNotComeBackIsGivenUpAsSoonAsThatIsCertain(t *testing.T)
 			took: 30 * time.Second,
 		},
 		{
+			name:  "it was not restarted",
+			wrong: func(m *machine) { m.idle = true },
+			err:   "kubelet.service did not come back: it was not restarted: it is active (running), main process 101 as before",
+			hint:  journal,
+		},
+		{
 			name:  "the job fails",
 			wrong: func(m *machine) { m.result = "timeout" },
 			err:   "restarting kubelet.service: the job is timeout: it is active (running), main process 101",
@@ -481,6 +488,7 @@ func TestAWindowThatWasLeftOpenBringsTheKubeletBackWhateverBecameOfIt(t *testing
 			synctest.Test(t, func(t *testing.T) {
 				m := newMachine(t, envUnit)
 				m.apply()
+				m.start()
 				m.st, m.left = tt.st, true
 				w := m.window()
 				if err := w.Open(t.Context()); err != nil {
