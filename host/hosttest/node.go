@@ -47,7 +47,9 @@ type Node struct {
 	ReadOnly map[string]bool   // those that nobody may write
 
 	links  map[string]*device
-	tables map[string]*table // by "iptables-nft raw"
+	tables map[string]*table   // by "iptables-nft raw"
+	root   string              // of its files, if it has any
+	units  map[string]*service // by name, once somebody asks for Systemd
 
 	writes int
 	at     int
@@ -166,6 +168,8 @@ func (n *Node) String() string {
 	for _, k := range slices.Sorted(maps.Keys(n.Params)) {
 		fmt.Fprintf(&b, "%s = %s\n", k, n.Params[k])
 	}
+	n.printFiles(&b)
+	n.printUnits(&b)
 	return b.String()
 }
 

@@ -1,0 +1,427 @@
+package unit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+	"syscall"
+
+	"nodelocaldns/units"
+)
+
+// etc is where the administrator's units are, those that we install, and the
+// links that enable units.
+const etc = "/etc/systemd/system"
+
+// elsewhere are the directories for the units of packages, and for those that
+// end with a reboot, in systemd's order (systemd.unit(5), table 1). Where /lib
+// is not /usr/lib, Debian's packages have their units in it.
+var elsewhere = []string{"/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"}
+
+// A file is one that is to be written.
+type file struct {
+	name string
+	was  []byte // nil: nothing
+	now  []byte
+}
+
+// A link is one that is to be made.
+type link struct{ name, target string }
+
+// A plan is what is to be done, and why.
+type plan struct {
+	dirs    []string // to be made, outermost first
+	files   []file
+	links   []link
+	reload  bool
+	start   []string
+	restart []string
+
+	resolverUp bool // it runs, or is about to
+	states     map[string]Status
+
+	why     []string // one reason each; nothing is to be done without one
+	brought string   // the directory of the files, where they are not ours
+	shadows bool     // they are ours, and a package has brought some too
+	after   after
+}
+
+func (p *plan) because(format string, args ...any) {
+	p.why = append(p.why, fmt.Sprintf(format, args...))
+}
+
+// whence says who has brought the units.
+func (p *plan) whence() string {
+	switch {
+	case p.brought == etc:
+		return "somebody's own in " + etc
+	case p.brought != "":
+		return "of a package in " + p.brought
+	case p.shadows:
+		return "installed from this program, over those of a package"
+	}
+	return "installed from this program"
+}
+
+// plan finds out what is to be done. The error may be a *refusal.
+func (s *Step) plan(ctx context.Context) (plan, error) {
+	p := plan{after: after{Files: map[string]string{}, Links: map[string]string{}}}
+	if err := s.program(); err != nil {
+		return p, err
+	}
+	found, err := s.find()
+	if err != nil {
+		return p, err
+	}
+	if err := s.planFiles(&p, found); err != nil {
+		return p, err
+	}
+	if err := s.planLinks(&p, found); err != nil {
+		return p, err
+	}
+	_, dirs, _, started := s.held.all()
+	p.after.Dirs, p.after.Started = append(dirs, p.dirs...), started
+	if s.cfg.Systemd != nil {
+		if err := s.planStates(ctx, &p, found); err != nil {
+			return p, err
+		}
+	}
+	for _, list := range []*[]string{&p.after.Dirs, &p.after.Started} {
+		slices.Sort(*list)
+		*list = slices.Compact(*list)
+	}
+	return p, nil
+}
+
+// program refuses where the program that the units start is missing: a program
+// that copies itself there could not be taken back while units of a package
+// want it.
+func (s *Step) program() error {
+	hint := "install -m 755 nodelocaldns " + s.cfg.Tree.Path(units.Program)
+	info, err := s.cfg.Tree.Stat(units.Program)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
+		return refuse(hint, "%s is not there, and our units start it", units.Program)
+	case err != nil:
+		return err
+	case !info.Mode().IsRegular() || info.Mode().Perm()&0o111 == 0:
+		return refuse(hint, "%s is no program that can be started", units.Program)
+	}
+	return nil
+}
+
+// A found is what is there of one unit.
+type found struct {
+	units.File
+	at   string // the file that systemd reads, "" for none
+	data []byte // of a file in etc that is ours
+	ours bool   // we wrote it
+
+	packaged string // a file elsewhere, which need not be the one that counts
+}
+
+func (s *Step) find() ([]found, error) {
+	var out []found
+	var brought, missing []string
+	for _, f := range s.cfg.Units {
+		u, err := s.findUnit(f)
+		if err != nil {
+			return nil, err
+		}
+		switch {
+		case u.at == "":
+			missing = append(missing, f.Name)
+		case u.packaged != "" && !u.ours:
+			brought = append(brought, u.packaged)
+		}
+		out = append(out, u)
+	}
+	if len(brought) > 0 && len(missing) > 0 {
+		return nil, refuse("install the package again, whole", "somebody has brought %s but not %s", brought[0], strings.Join(missing, ", "))
+	}
+	return out, nil
+}
+
+func (s *Step) findUnit(f units.File) (found, error) {
+	u := found{File: f}
+	name := path.Join(etc, f.Name)
+	kind, err := s.kindOf(name)
+	if err != nil {
+		return u, err
+	}
+	for _, dir := range elsewhere {
+		at := path.Join(dir, f.Name)
+		k, err := s.kindOf(at)
+		switch {
+		case err != nil:
+			return u, err
+		case k == isMask && kind == isNothing && u.packaged == "":
+			return u, masked(at)
+		case k == isFile || k == isLink:
+			if u.packaged == "" {
+				u.packaged = at
+			}
+		}
+	}
+	switch kind {
+	case isNothing:
+		u.at = u.packaged
+		return u, nil
+	case isMask:
+		return u, masked(name)
+	case isLink: // systemctl link, or a system whose /etc is made of links
+		u.at, u.packaged = name, name
+		return u, nil
+	case isOther:
+		return u, refuse("move it away: the name is ours", "%s is no regular file", name)
+	}
+	data, err := s.cfg.Tree.ReadFile(name)
+	if err != nil {
+		return u, err
+	}
+	u.at = name
+	this, any := s.held.wrote(name, data)
+	switch {
+	case this:
+		u.ours, u.data = true, data
+	case any:
+		return u, refuse("put the edit into a drop-in (systemctl edit "+f.Name+") and delete the file; "+keepHint, "%s changed since we wrote it", name)
+	case u.packaged != "", equal(data, f.Content): // somebody's own, in place of the package's or as we would have it
+		u.packaged = name
+	default:
+		return u, refuse("move it away: the name is ours; what is to differ goes into a drop-in (systemctl edit "+f.Name+")", "%s is not ours", name)
+	}
+	return u, nil
+}
+
+func masked(name string) error {
+	return refuse("somebody does not want it to run; systemctl unmask "+path.Base(name)+" if that is over", "%s masks our unit", name)
+}
+
+// The kinds of what stands at the name of a unit.
+type kind int
+
+const (
+	isNothing kind = iota
+	isFile
+	isLink
+	isMask // an empty file, or a link to /dev/null
+	isOther
+)
+
+func (s *Step) kindOf(name string) (kind, error) {
+	info, err := s.cfg.Tree.Lstat(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
+		return isNothing, nil
+	case err != nil:
+		return isNothing, err
+	case info.Mode().Type() == fs.ModeSymlink:
+		if target, err := s.cfg.Tree.Readlink(name); err != nil || target == "/dev/null" {
+			return isMask, err
+		}
+		return isLink, nil
+	case !info.Mode().IsRegular():
+		return isOther, nil
+	case info.Size() == 0:
+		return isMask, nil
+	}
+	return isFile, nil
+}
+
+// planFiles plans the files, and says whose they are.
+func (s *Step) planFiles(p *plan, all []found) error {
+	var fresh, changed []string
+	for _, u := range all {
+		name := path.Join(etc, u.Name)
+		if u.at != "" && !u.ours {
+			p.brought = path.Dir(u.at)
+			continue
+		}
+		p.shadows = p.shadows || u.packaged != ""
+		p.after.Files[name] = sum(u.Content)
+		switch {
+		case u.data == nil:
+			fresh = append(fresh, u.Name)
+		case !equal(u.data, u.Content):
+			changed = append(changed, u.Name)
+		default:
+			continue
+		}
+		p.files = append(p.files, file{name, u.data, u.Content})
+	}
+	if len(p.files) > 0 {
+		if err := s.needDir(p, etc); err != nil {
+			return err
+		}
+	}
+	switch {
+	case len(fresh) == len(all) && len(all) > 0:
+		p.because("not installed")
+	case len(fresh) > 0:
+		p.because("%s: not installed", strings.Join(fresh, ", "))
+	}
+	if len(changed) > 0 {
+		p.because("%s: written by another version, or for another configuration", strings.Join(changed, ", "))
+	}
+	return nil
+}
+
+// planLinks plans the links that enable the units.
+func (s *Step) planLinks(p *plan, all []found) error {
+	var missing []string
+	for _, u := range all {
+		dir := path.Join(etc, u.WantedBy+".wants")
+		name := path.Join(dir, u.Name)
+		enabled := false
+		for _, d := range append([]string{etc}, elsewhere...) {
+			at := path.Join(d, u.WantedBy+".wants", u.Name)
+			k, err := s.kindOf(at)
+			if err != nil {
+				return err
+			}
+			if k == isMask && d == etc {
+				return refuse("somebody does not want it to start at boot; remove the link if that is over", "%s is a link to /dev/null", at)
+			}
+			enabled = enabled || k != isNothing
+		}
+		if target, err := s.cfg.Tree.Readlink(name); err == nil && s.held.linked(name, target) {
+			p.after.Links[name] = target
+		}
+		if enabled {
+			continue
+		}
+		target := u.at
+		if target == "" {
+			target = path.Join(etc, u.Name)
+		}
+		if err := s.needDir(p, dir); err != nil {
+			return err
+		}
+		p.after.Links[name] = target
+		p.links = append(p.links, link{name, target})
+		missing = append(missing, u.Name)
+	}
+	if len(missing) > 0 && len(p.files) < len(all) {
+		p.because("%s: not enabled", strings.Join(missing, ", "))
+	}
+	return nil
+}
+
+// needDir plans a directory and those above it, where they are missing.
+func (s *Step) needDir(p *plan, dir string) error {
+	var missing []string
+	for ; !slices.Contains(p.dirs, dir); dir = path.Dir(dir) {
+		info, err := s.cfg.Tree.Stat(dir)
+		if err == nil && !info.IsDir() || errors.Is(err, syscall.ENOTDIR) {
+			return refuse("move it away", "%s is no directory", dir)
+		}
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if _, err := s.cfg.Tree.Lstat(dir); err == nil {
+			return refuse("make what it points to, or remove it", "%s is a link that leads nowhere", dir)
+		}
+		missing = append(missing, dir)
+	}
+	slices.Reverse(missing)
+	p.dirs = append(p.dirs, missing...)
+	return nil
+}
+
+// planStates plans what systemd is to be asked for.
+func (s *Step) planStates(ctx context.Context, p *plan, all []found) error {
+	p.states = map[string]Status{}
+	p.reload = len(p.files)+len(p.links) > 0
+	for _, u := range all {
+		st, err := s.cfg.Systemd.Status(ctx, u.Name)
+		if err != nil {
+			return err
+		}
+		p.states[u.Name] = st
+		name := path.Join(etc, u.Name)
+		written := slices.ContainsFunc(p.files, func(f file) bool { return f.name == name })
+		if !written && (st.Stale || st.Load == "not-found") {
+			p.reload = true
+			p.because("systemd has not read %s yet", u.at)
+		}
+		if u.Name == units.Kubelet {
+			continue // it is for the boot
+		}
+		older := written || s.held.unsure(name) && !s.restarted
+		if written && u.data != nil && u.Name == units.Socket && st.running() {
+			p.because("the sockets stay as they are until the node starts again")
+		}
+		switch {
+		case !st.running():
+			p.start = append(p.start, u.Name)
+			p.after.Started = append(p.after.Started, u.Name)
+			if !written {
+				p.because("%s is %s", u.Name, st)
+			}
+		case older && u.Name != units.Socket && u.Name != s.cfg.Self:
+			p.restart = append(p.restart, u.Name)
+			if !written {
+				p.because("%s may run by an older file", u.Name)
+			}
+		}
+		if u.Name == units.Resolver {
+			p.resolverUp = st.running() || st.Active == "activating"
+		}
+	}
+	return nil
+}
+
+// String is the state in words.
+func (s Status) String() string {
+	if s.Active == "failed" && s.Result != "" {
+		return "failed: " + s.Result
+	}
+	return s.Active
+}
+
+// diff is for plan: files by name, and by line where they change, links, and
+// what starts.
+func (p *plan) diff() string {
+	var out strings.Builder
+	for _, f := range p.files {
+		if f.was == nil {
+			out.WriteString("+ " + f.name + "\n")
+			continue
+		}
+		old, now := strings.Split(string(f.was), "\n"), strings.Split(string(f.now), "\n")
+		for _, l := range old {
+			if !slices.Contains(now, l) {
+				fmt.Fprintf(&out, "- %s: %s\n", path.Base(f.name), l)
+			}
+		}
+		for _, l := range now {
+			if !slices.Contains(old, l) {
+				fmt.Fprintf(&out, "+ %s: %s\n", path.Base(f.name), l)
+			}
+		}
+	}
+	for _, l := range p.links {
+		fmt.Fprintf(&out, "+ %s -> %s\n", l.name, l.target)
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.states)) {
+		switch st := p.states[name]; {
+		case slices.Contains(p.start, name):
+			fmt.Fprintf(&out, "- %s %s\n+ %s active\n", name, st, name)
+		case slices.Contains(p.restart, name):
+			fmt.Fprintf(&out, "+ %s restarted\n", name)
+		}
+	}
+	if out.Len() == 0 && p.reload {
+		out.WriteString("+ systemd reads its files again\n")
+	}
+	return out.String()
+}
