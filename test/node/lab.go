@@ -137,8 +137,8 @@ func unlock(dir string) {
 // signal says so, and returns its exit code.
 func keep(dir string) (int, error) {
 	signals := make(chan os.Signal, 1)
+	// To the end of this process: a second Ctrl-C does not cut the removal short.
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
-	defer signal.Stop(signals)
 
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), inside+"="+dir)
