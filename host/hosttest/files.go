@@ -96,10 +96,11 @@ func (n *Node) printFiles(b *strings.Builder) {
 		if uid, gid := fsys.Owner(info); uid != os.Getuid() || gid != os.Getgid() {
 			fmt.Fprintf(b, "%d:%d ", uid, gid)
 		}
-		b.WriteString(strings.TrimPrefix(name, n.root))
+		name = strings.TrimPrefix(name, n.root)
+		b.WriteString(name)
 		switch {
 		case info.Mode().IsRegular():
-			data, err := os.ReadFile(name)
+			data, err := fsys.Tree(n.root).ReadFile(name)
 			if err != nil {
 				return err
 			}
@@ -109,7 +110,7 @@ func (n *Node) printFiles(b *strings.Builder) {
 				fmt.Fprintf(b, " %q", data)
 			}
 		case info.Mode().Type() == fs.ModeSymlink:
-			target, err := os.Readlink(name)
+			target, err := fsys.Tree(n.root).Readlink(name)
 			if err != nil {
 				return err
 			}
