@@ -15,7 +15,9 @@ const countedRules = `-N NODELOCALDNS
 -A NODELOCALDNS -d 169.254.20.10/32 -c`
 
 func TestOnlyRequestsToOurAddressesAreCounted(t *testing.T) {
-	if n := countTo([]netip.Addr{netip.MustParseAddr("169.254.20.10")}, strings.Split(countedRules, "\n")); n != 34 {
-		t.Errorf("counted %d, want 34", n)
+	var n Packets
+	n.add([]netip.Addr{netip.MustParseAddr("169.254.20.10")}, strings.Split(countedRules, "\n"))
+	if want := (Packets{UDP: 4, TCP: 30}); n != want {
+		t.Errorf("counted %+v, want %+v", n, want)
 	}
 }
