@@ -137,7 +137,9 @@ type scan struct {
 	sandboxes map[string]bool      // the ids of containers that hold a pod's namespaces
 	done      map[string]bool      // files that were read, by whose view and name
 
-	hostMnt, hostNet string // namespaces of the node itself; empty until needed
+	// Namespaces of the node itself; empty until needed.
+	hostMnt []string
+	hostNet string
 }
 
 // An entry is a pod that is being put together.
@@ -235,14 +237,8 @@ func (s *scan) ofThisNode(dir, uid string) bool {
 // addProcess adds what the process of dir sees. An error that is [gone] says
 // that it has ended.
 func (s *scan) addProcess(pid int, dir string, m member) error {
-	if s.hostMnt == "" {
-		var err error
-		if s.hostNet, err = os.Readlink(filepath.Join(s.proc, "1/ns/net")); err != nil {
-			return err
-		}
-		if s.hostMnt, err = os.Readlink(filepath.Join(s.proc, "1/ns/mnt")); err != nil {
-			return err
-		}
+	if err := s.host(); err != nil {
+		return err
 	}
 	mnt, err := os.Readlink(filepath.Join(dir, "ns/mnt"))
 	if gone(err) {
@@ -260,7 +256,7 @@ func (s *scan) addProcess(pid int, dir string, m member) error {
 	}
 	// What watches over containers or runs them as virtual machines is in the
 	// pod's control group too, with the files of the node: it asks for itself.
-	if mnt == s.hostMnt || servesPods(dir) {
+	if slices.Contains(s.hostMnt, mnt) || servesPods(dir) {
 		return nil
 	}
 	e := s.entry(m.pod)
@@ -293,6 +289,32 @@ func (s *scan) addProcess(pid int, dir string, m member) error {
 	}
 	s.done[view] = true
 	e.seen = append(e.seen, nameservers(text)...)
+	return nil
+}
+
+// host learns the namespaces of the node: its network is ours, but its files are
+// those of process 1, because a unit may have us see some otherwise.
+func (s *scan) host() error {
+	if s.hostMnt != nil {
+		return nil
+	}
+	net, err := os.Readlink(filepath.Join(s.proc, "self/ns/net"))
+	if err != nil {
+		return err
+	}
+	own, err := os.Readlink(filepath.Join(s.proc, "self/ns/mnt"))
+	if err != nil {
+		return err
+	}
+	s.hostNet, s.hostMnt = net, []string{own}
+	// In a container process 1 may have rights that we lack, and then it keeps
+	// us from looking; who may not look at pods either hears of it there.
+	switch first, err := os.Readlink(filepath.Join(s.proc, "1/ns/mnt")); {
+	case err == nil:
+		s.hostMnt = append(s.hostMnt, first)
+	case !errors.Is(err, fs.ErrPermission):
+		return err
+	}
 	return nil
 }
 

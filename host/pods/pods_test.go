@@ -31,6 +31,7 @@ type node struct {
 func newNode(t testing.TB) *node {
 	n := &node{t: t, root: t.TempDir()}
 	n.process("1", "0::/init.scope", "host", "host", "nameserver 192.0.2.1")
+	n.process("self", "0::/system.slice/nodelocaldns.service", "ours", "host", "nameserver 192.0.2.1")
 	return n
 }
 
@@ -216,6 +217,7 @@ func TestPodsOfEveryRuntimeAreFound(t *testing.T) {
 			n.write("run/netns/aa", "")
 			n.write("run/netns/bb", "")
 			n.process("20", "0::/kubepods.slice/"+slice(uidB)+"/crio-conmon-bb2.scope", "host", "host", "")
+			n.process("19", "0::/kubepods.slice/"+slice(uidC)+"/crio-conmon-cc2.scope", "ours", "host", "")
 			n.process("21", "0::/kubepods.slice/"+slice(uidB)+"/crio-bb2.scope/init.scope", "b", "b", usFirst)
 		}, []Pod{
 			{Namespace: "shop", Name: "aa", UID: uidA, Nameservers: addrs("169.254.20.10", "10.96.0.10")},
