@@ -2,10 +2,12 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -26,8 +28,10 @@ func cluster(t *testing.T) *Cluster {
 	return c
 }
 
-// boot makes a node of the test's name that has joined, and boots it. Prepare
-// may change it before.
+// made is how many nodes were.
+var made atomic.Int64
+
+// boot makes a node that has joined, and boots it. Prepare may change it before.
 func boot(t *testing.T, prepare ...func(*Node)) *Node {
 	t.Helper()
 	n := create(t)
@@ -44,15 +48,13 @@ func boot(t *testing.T, prepare ...func(*Node)) *Node {
 // node's journal tells why.
 func create(t *testing.T) *Node {
 	t.Helper()
-	name := strings.ToLower(strings.NewReplacer("Test", "", "/", "-", "_", "-").Replace(t.Name()))
-	if len(name) > 50 {
-		name = name[:50]
-	}
-	n, err := cluster(t).Node(name)
+	n, err := cluster(t).Node(fmt.Sprint("n", made.Add(1)))
 	must(t, err)
 	t.Cleanup(func() {
 		if t.Failed() && n.leader != 0 {
-			r, _ := n.Exec(context.WithoutCancel(t.Context()), "journalctl", "--boot", "--no-pager", "--no-hostname", "--lines=40", "--unit=nodelocaldns*", "--unit=kubelet")
+			r, _ := n.Exec(context.WithoutCancel(t.Context()), "sh", "-c", `journalctl="journalctl --boot --no-pager --no-hostname --output=short-precise"
+				systemctl list-units --all --no-legend 'nodelocaldns*' kubelet
+				$journalctl --lines=40 --unit='nodelocaldns*'; $journalctl --lines=10 --unit=kubelet | cut -c 1-300`)
 			t.Log(r.Stdout)
 		}
 		must(t, n.Cut())
@@ -129,6 +131,14 @@ func resolves(t *testing.T, n *Node, pod string) {
 	}
 }
 
+// answers reports whether a pod is answered at an address.
+func answers(t *testing.T, n *Node, pod, addr string) bool {
+	t.Helper()
+	r, err := n.cluster.PodExec(t.Context(), pod, "nslookup", "-timeout=1", "-retry=3", "-type=a", "web.shop.svc.cluster.local", addr)
+	must(t, err)
+	return r.Code == 0 && strings.Contains(r.Stdout, "Address: 10.96.10.20")
+}
+
 func TestNothingFailsOnANode(t *testing.T) {
 	t.Parallel()
 	n := boot(t)
@@ -137,15 +147,34 @@ func TestNothingFailsOnANode(t *testing.T) {
 	}
 }
 
-func TestANodeRunsPodsThatResolveNames(t *testing.T) {
-	t.Parallel()
+// Not beside others: they need kube-dns too.
+func TestANodeRunsPodsThatAskKubeDNS(t *testing.T) {
 	n := boot(t)
 	pod := runPod(t, n, "a")
 	if got := nameservers(t, n, pod); got != KubeDNS {
 		t.Errorf("nameservers of a pod: %q, want %q", got, KubeDNS)
 	}
+	n.cluster.DNS().Reset()
+	resolves(t, n, pod)
+	if asked := n.cluster.DNS().Counts(); asked.Names["web.shop.svc.cluster.local. A"] != 1 {
+		t.Errorf("kube-dns was asked %+v", asked)
+	}
+	n.cluster.StopDNS()
+	if answers(t, n, pod, KubeDNS) {
+		t.Error("kube-dns answers after it was stopped")
+	}
+	must(t, n.cluster.StartDNS())
 	resolves(t, n, pod)
 	must(t, n.cluster.DeletePod(t.Context(), pod))
+}
+
+func TestPodsReachThoseOfOtherNodes(t *testing.T) {
+	t.Parallel()
+	one, other := boot(t), boot(t)
+	here, there := runPod(t, one, "a"), runPod(t, other, "a")
+	addr, err := one.cluster.Kubectl(t.Context(), "get", "pod", there, "--output=jsonpath={.status.podIP}")
+	must(t, err)
+	inPod(t, one, here, "busybox", "ping", "-c", "1", "-W", "5", addr)
 }
 
 func TestADumpTellsWhatChangedAndNothingElse(t *testing.T) {
