@@ -38,24 +38,16 @@ func (e *Env) kubeProxy(context.Context) []Result {
 	if err != nil {
 		return unseen(err)
 	}
-	var sets []string
-	hint := ""
+	var out []Result
 	if c.perCore != 0 && e.wants(sysctl.Max) {
-		sets = append(sets, fmt.Sprintf("nf_conntrack_max (%d a core)", c.perCore))
-		hint = "guard raises nf_conntrack_max again within a minute; conntrack.maxPerCore: 0 in kube-proxy's configuration leaves it alone"
+		out = append(out, info("guard raises it again within a minute; conntrack.maxPerCore: 0 in kube-proxy's configuration ends that",
+			"kube-proxy sets nf_conntrack_max (%d a core) at each of its starts", c.perCore)...)
 	}
 	if c.closeWait != 0 && e.wants(sysctl.CloseWait) {
-		sets = append(sets, fmt.Sprintf("tcp_timeout_close_wait (%s)", c.closeWait))
-		if hint != "" {
-			hint += "; "
-		}
-		hint += "close_wait is short with us to free the table, and an hour with kube-proxy so that half-closed connections behind SNAT live on (kubernetes/kubernetes#32551): the last to write it wins, and guard writes it once. " +
-			"conntrack.tcpCloseWaitTimeout: 0s there, or no such key under sysctls here, ends that"
+		out = append(out, info("long keeps half-closed connections behind SNAT alive (kubernetes/kubernetes#32551), short frees the table: decide with conntrack.tcpCloseWaitTimeout: 0s there, or without the key in sysctls here",
+			"kube-proxy sets tcp_timeout_close_wait (%s) at each of its starts, and guard does not set it again", c.closeWait)...)
 	}
-	if len(sets) == 0 {
-		return ok("it leaves our sysctls alone")
-	}
-	return info(hint, "kube-proxy sets %s at each of its starts", strings.Join(sets, " and "))
+	return orOK(out, "it leaves our sysctls alone")
 }
 
 func (e *Env) wants(key string) bool {

@@ -65,6 +65,11 @@ func (e *Env) processList() ([]process, error) {
 // The error wraps fs.ErrPermission where there are such processes and it cannot
 // be seen which are.
 func (e *Env) running(name string) ([]process, error) {
+	return e.onNode(func(p process) bool { return p.is(name) })
+}
+
+// onNode is running for processes that are wanted for another reason.
+func (e *Env) onNode(want func(process) bool) ([]process, error) {
 	all, err := e.processList()
 	if err != nil {
 		return nil, err
@@ -76,7 +81,7 @@ func (e *Env) running(name string) ([]process, error) {
 	var out []process
 	var denied error
 	for _, p := range all {
-		if !p.is(name) {
+		if !want(p) {
 			continue
 		}
 		switch ns, err := os.Readlink(e.proc(strconv.Itoa(p.pid) + "/ns/net")); {
@@ -93,8 +98,8 @@ func (e *Env) running(name string) ([]process, error) {
 }
 
 // Ours says whether a process of this program runs with the given command, such
-// as serve or guard. It needs no rights.
+// as serve or guard. Without root, one in the network of a pod counts too.
 func (e *Env) Ours(command string) bool {
-	all, _ := e.processList()
-	return slices.ContainsFunc(all, func(p process) bool { return p.is("nodelocaldns") && p.has(command) })
+	all, err := e.onNode(func(p process) bool { return p.is("nodelocaldns") && p.has(command) })
+	return len(all) > 0 || errors.Is(err, fs.ErrPermission)
 }
