@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
+	"strings"
 
 	"nodelocaldns/host/engine"
+	"nodelocaldns/host/link"
 	"nodelocaldns/host/step"
 )
 
@@ -82,7 +85,7 @@ func phase(lasting, passing []engine.Record, keep []string) Phase {
 
 // servesPods says whether a durable step is one that pods which name us still
 // need: what answers them. All others make the kubelet name us.
-func servesPods(name string) bool { return name == unitStep }
+func servesPods(name string) bool { return name == UnitStep }
 
 // ErrKubeletFirst says why a rollback cannot be ended.
 var ErrKubeletFirst = &step.Error{
@@ -115,5 +118,26 @@ func (d *Drain) Finish(ctx context.Context) error {
 	return d.Durable.Rollback(ctx, keep...)
 }
 
-// unitStep is the durable step that brings the units of guard and resolver.
-const unitStep = "unit/nodelocaldns"
+// UnitStep is the durable step that brings the units of guard and resolver.
+const UnitStep = "unit/nodelocaldns"
+
+// Held are the addresses that records say are on the node because of us,
+// whatever the configuration has become since.
+func (n *Node) Held() ([]netip.Addr, error) {
+	recs, err := n.journal.Open()
+	if err != nil {
+		return nil, err
+	}
+	var all []netip.Addr
+	for _, r := range recs {
+		if !strings.HasPrefix(r.Name, "link/") {
+			continue
+		}
+		h, err := link.HeldBy(r.Saved)
+		if err != nil {
+			return nil, err
+		}
+		all = append(append(all, h.Device...), h.Lo...)
+	}
+	return all, nil
+}

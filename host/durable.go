@@ -164,14 +164,17 @@ func NewDurable(cfg DurableConfig, d DurableDeps) *Durable {
 var ErrOff = errors.New("a rollback was asked for")
 
 // Boot is Apply for a node that starts: it obeys the off switch, and returns
-// ErrOff, with nothing written. It restarts nothing, and so never waits for a
-// kubelet that waits for it; see Pending.
+// ErrOff, with nothing written; likewise ErrRefused after a Refuse. It restarts
+// nothing, and so never waits for a kubelet that waits for it; see Pending.
 func (n *Durable) Boot(ctx context.Context, steps ...string) error {
 	defer n.forget()
 	return n.apply(ctx, func() error {
 		off, err := n.Off()
 		if off {
 			return ErrOff
+		}
+		if err == nil && concernsKubelet(steps) {
+			err = n.refused()
 		}
 		return err
 	}, nil, steps)
@@ -182,6 +185,11 @@ func (n *Durable) Boot(ctx context.Context, steps ...string) error {
 // why.
 func (n *Durable) Apply(ctx context.Context, steps ...string) error {
 	defer n.forget()
+	if concernsKubelet(steps) {
+		if err := n.state.Remove(refusedFile); err != nil {
+			return err
+		}
+	}
 	return n.keeper.Apply(ctx, steps...)
 }
 
@@ -239,6 +247,21 @@ func (n *Durable) Pending(ctx context.Context) *Restart {
 		return nil
 	}
 	return &Restart{Unit: f.Unit, Why: f.Pending}
+}
+
+// WouldRestart returns the restart that Apply would end with, as things are
+// now, or nil if none, or none can be told. pending says that the kubelet's step
+// is.
+func (n *Durable) WouldRestart(ctx context.Context, pending bool) *Restart {
+	if r := n.Pending(ctx); r != nil || !pending {
+		return r
+	}
+	w, err := n.window(ctx, nil)
+	if err != nil || w == nil {
+		return nil
+	}
+	f, _ := n.Facts(ctx)
+	return &Restart{Unit: f.Unit, Why: "it runs, and takes its files over when it starts"}
 }
 
 // plan is the durable plan of the configuration, in order. A step that

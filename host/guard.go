@@ -241,7 +241,7 @@ func (g *Guard) drained(ctx context.Context) bool {
 		return false
 	}
 	g.n.deps.Log.Info("rollback finished: no pod names us any more")
-	return slices.ContainsFunc(recs, func(r engine.Record) bool { return r.Name == unitStep })
+	return slices.ContainsFunc(recs, func(r engine.Record) bool { return r.Name == UnitStep })
 }
 
 // waitsFor is the condition of a rollback that waits for pods. Its kind has

@@ -24,22 +24,28 @@ type changeJSON struct {
 
 // The words of changeJSON for the state of a step, besides those of plan.
 const (
-	stateApplied = "applied" // by this run
-	stateUndone  = "undone"  // by this run
-	stateKept    = "kept"    // --keep left it
-	stateLeft    = "left"    // could not be undone; the error says why
+	stateApplied  = "applied"  // by this run
+	stateUndone   = "undone"   // by this run
+	stateKept     = "kept"     // --keep left it
+	stateDraining = "draining" // stays until no pod names us
+	stateLeft     = "left"     // could not be undone; the error says why
 )
 
 func (a *app) applyCommand() *cobra.Command {
 	var steps []string
-	var boot, asJSON bool
+	var boot, skipCanary, asJSON bool
 	cmd := &cobra.Command{
 		Use:   "apply",
 		Short: "change the node as plan says, verified; clears the off switch of a rollback",
 		Long: `Change the node as plan says, verified; clears the off switch of a rollback.
-The runtime plan comes first, then the files that outlast a reboot; if the
-first fails, the second is not begun. No kubelet is restarted: where one runs
-that does not name us first yet, that is said, and the exit code is 0.
+The runtime plan comes first, then our units, and the kubelet last, when every
+pod that runs has been seen to reach us (see canary). What fails keeps the rest
+from being begun.
+
+A kubelet that runs is restarted for it, and must look well for kubelet.settle
+(30s); if it does not, it gets its files back, is restarted again, and the exit
+code is 1. Containers go on running meanwhile. One that does not run is not
+started. Where everything is as it should be already, nothing is restarted.
 
 --boot is for a unit that runs before the kubelet's. Only files are written,
 and with the off switch set none: it stays set, and the exit code is 0. A
@@ -51,18 +57,19 @@ long as no unit requires this one.`,
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
 			out := changeJSON{Steps: []planStep{}}
-			r, err := a.apply(ctx, steps, boot, &out)
+			r, err := a.apply(ctx, steps, boot, skipCanary, &out)
 			return a.changed(out, stateApplied, r, asJSON, err)
 		},
 	}
 	cmd.Flags().StringSliceVar(&steps, "step", nil, "only this step, or all of this noun (`name`: kubelet, link, sysctl/net.…); may be repeated")
 	cmd.Flags().BoolVar(&boot, "boot", false, "files only, and nothing while the off switch is set")
+	cmd.Flags().BoolVar(&skipCanary, "skip-canary", false, "do not ask from the pods first; if they cannot reach us, new pods wait five seconds for each name")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	_ = cmd.RegisterFlagCompletionFunc("step", a.stepNames(func(st engine.Status) bool { return !st.Leftover && st.Err == nil }))
 	return cmd
 }
 
-func (a *app) apply(ctx context.Context, names []string, boot bool, out *changeJSON) (*restart, error) {
+func (a *app) apply(ctx context.Context, names []string, boot, skipCanary bool, out *changeJSON) (*host.Restart, error) {
 	cfg, err := a.config()
 	if err != nil {
 		return nil, err
@@ -71,12 +78,20 @@ func (a *app) apply(ctx context.Context, names []string, boot bool, out *changeJ
 	if err != nil {
 		return nil, err
 	}
+	if !skipCanary && !boot && a.rootDir == "" {
+		p.canary = func(ctx context.Context) error { return a.canaryBefore(ctx, cfg, p) }
+	}
 	before, err := p.Check(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err = p.Apply(ctx, names, before); errors.Is(err, host.ErrOff) {
+	switch err = p.Apply(ctx, names, before); {
+	case errors.Is(err, host.ErrOff):
 		a.warn("off: a rollback was asked for, so nothing is written at boot until the next apply")
+		return nil, nil
+	case errors.Is(err, host.ErrRefused):
+		a.warn(err.Error())
+		a.hint("nodelocaldns apply asks from the pods again")
 		return nil, nil
 	}
 	ctx = context.WithoutCancel(ctx)
@@ -86,17 +101,13 @@ func (a *app) apply(ctx context.Context, names []string, boot bool, out *changeJ
 		if was := statusOfStep(before, st.Name); was.State == step.Pending && st.State == step.Satisfied && st.Ours {
 			s.State, s.Diff = stateApplied, strings.TrimRight(was.Diff, "\n")
 			out.Changed = true
-			if isDurable(st.Name) && a.rootDir == "" && !boot && !askControl(ctx, a.runDir).Running {
-				a.warn("the resolver does not run: pods that are sent to it wait for nothing")
-				a.hint("start nodelocaldns serve before the kubelet starts again")
-			}
 		}
 		out.Steps = append(out.Steps, s)
 	}
 	for _, n := range p.notes(ctx, after) {
 		a.warn(n)
 	}
-	r := p.restartPending(ctx, after)
+	r := p.restartPending(ctx)
 	out.RestartPending = r != nil
 	return r, errors.Join(err, cerr)
 }
@@ -113,20 +124,10 @@ func statusOfStep(all []engine.Status, name string) engine.Status {
 }
 
 // changed prints what was changed, and returns err for the exit code.
-func (a *app) changed(out changeJSON, verb string, r *restart, asJSON bool, err error) error {
+func (a *app) changed(out changeJSON, verb string, r *host.Restart, asJSON bool, err error) error {
 	if asJSON {
-		for i, e := range each(err) {
-			if i > 0 {
-				out.Error += "\n"
-			}
-			if e != nil {
-				out.Error += oneLine(e.Error())
-			}
-		}
-		if jerr := a.json(out, false); jerr != nil {
-			return errors.Join(err, jerr)
-		}
-		return err
+		out.Error = errorLines(err)
+		return errors.Join(err, a.json(out, false))
 	}
 	var rows [][]string
 	for _, s := range out.Steps {
@@ -144,8 +145,20 @@ func (a *app) changed(out changeJSON, verb string, r *restart, asJSON bool, err 
 		a.print("nothing was %s\n", verb)
 	}
 	if r != nil {
-		a.print("%s\n", r)
-		a.hint(r.hint())
+		a.print("restart pending: %s\n", r.Why)
+		a.hint("nodelocaldns apply restarts it, and looks after it")
 	}
 	return err
+}
+
+// errorLines is err as JSON has it: a line for each thing that is wrong.
+func errorLines(err error) string {
+	if err == nil {
+		return ""
+	}
+	var lines []string
+	for _, e := range each(err) {
+		lines = append(lines, oneLine(e.Error()))
+	}
+	return strings.Join(lines, "\n")
 }

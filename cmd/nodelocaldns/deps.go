@@ -43,9 +43,6 @@ func (a *app) plans(cfg config.Config, log *slog.Logger, boot bool) (*plans, err
 	}
 	want := cfg.Durable(file)
 	p.node, p.durable = d.Node, host.NewDurable(want, d)
-	if p.ask.Addresses = cfg.PodsCanAsk(); want.Kubelet != nil {
-		p.ask = *want.Kubelet
-	}
 	if boot || a.rootDir != "" {
 		return p, nil
 	}
@@ -54,8 +51,13 @@ func (a *app) plans(cfg config.Config, log *slog.Logger, boot bool) (*plans, err
 		return nil, err
 	}
 	deps.RunDir, deps.StateDir = a.runDir, a.stateDir
-	p.runtime, err = host.New(cfg.Host(), deps)
-	return p, err
+	if p.runtime, err = host.New(cfg.Host(), deps); err != nil {
+		return nil, err
+	}
+	// A journal that cannot be read is said by whoever needs it.
+	held, _ := p.runtime.Held()
+	p.pods = newNeighbours(p.durable, append(cfg.PodsCanAsk(), held...))
+	return p, nil
 }
 
 // askFor is how long the API server may take to name kube-dns, which it is

@@ -35,7 +35,7 @@ away when it ends: pods keep the address as long as they live.`,
 			if err != nil {
 				return err
 			}
-			var duties host.Duties
+			duties := host.Duties{Drain: p.drain()}
 			if cfg.Cluster.Auto {
 				duties.Facts = findFacts(cfg, p.node)
 			}

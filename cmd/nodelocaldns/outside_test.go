@@ -335,7 +335,7 @@ func TestFindingsAreJudged(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			var stderr bytes.Buffer
 			a := &app{term: term{stderr: &stderr}}
-			p := planned(tt.all)
+			p := planned(tt.all, nil)
 			var states []string
 			for _, s := range p.Steps {
 				states = append(states, s.State)

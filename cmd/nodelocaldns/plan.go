@@ -8,7 +8,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"nodelocaldns/host"
 	"nodelocaldns/host/engine"
+	"nodelocaldns/host/kubelet"
 	"nodelocaldns/host/step"
 )
 
@@ -50,16 +52,13 @@ blocked or cannot be seen (a blocked sysctl is a warning).`,
 				return jerr
 			}
 			off, oerr := p.Off()
-			out := planned(all)
+			out := planned(all, p.durable.WouldRestart(cmd.Context(), statusOfStep(all, kubelet.StepName).State == step.Pending))
 			if asJSON {
 				if err := a.json(out, false); err != nil {
 					return err
 				}
 			} else {
 				a.printPlan(out, off)
-				if r := p.restartPending(cmd.Context(), all); r != nil {
-					a.print("%s\n", r)
-				}
 			}
 			for _, n := range p.notes(cmd.Context(), all) {
 				a.warn(n)
@@ -77,13 +76,18 @@ blocked or cannot be seen (a blocked sysctl is a warning).`,
 	return cmd
 }
 
-// planned is what plan says of all.
-func planned(all []engine.Status) planJSON {
+// planned is what plan says of all, and of the restart that apply would end
+// with, if it would.
+func planned(all []engine.Status, r *host.Restart) planJSON {
 	out := planJSON{Steps: []planStep{}}
 	for _, st := range all {
 		state := stateOf(st)
 		out.Changed = out.Changed || state == step.Pending.String()
 		out.Steps = append(out.Steps, planStep{st.Name, state, st.Why, strings.TrimRight(st.Diff, "\n")})
+	}
+	if r != nil && !statusOfStep(all, kubelet.WindowName).Ours { // else it is among them
+		out.Changed = true
+		out.Steps = append(out.Steps, planStep{kubelet.WindowName, step.Pending.String(), r.Unit + " is restarted: " + r.Why, ""})
 	}
 	return out
 }

@@ -11,6 +11,7 @@ import (
 	"nodelocaldns/host"
 	"nodelocaldns/host/engine"
 	"nodelocaldns/host/kubelet"
+	"nodelocaldns/host/pods"
 	"nodelocaldns/host/step"
 )
 
@@ -22,7 +23,17 @@ type plans struct {
 	boot    bool // the node starts: files only, and the off switch is obeyed
 
 	node kubelet.Node
-	ask  kubelet.Want // what the durable plan wants of the kubelet, or would
+	pods *neighbours // nil where no pod is to be looked for
+
+	// canary says why the pods that run could not ask us. It is called when
+	// everything but the kubelet is as it should be, and before that is changed.
+	// Nil: nobody is asked.
+	canary func(ctx context.Context) error
+}
+
+// drain is the end of a rollback of both plans.
+func (p *plans) drain() *host.Drain {
+	return &host.Drain{Node: p.runtime, Durable: p.durable, Naming: p.pods.names}
 }
 
 // Check looks at every step, as host.Node.Check does.
@@ -46,10 +57,19 @@ func (p *plans) Check(ctx context.Context) ([]engine.Status, error) {
 // Off is host.Durable.Off: both plans have one off switch.
 func (p *plans) Off() (bool, error) { return p.durable.Off() }
 
+// The nouns of the durable plan; all others are of the runtime plan.
+var (
+	kubeletNoun, _, _ = strings.Cut(kubelet.StepName, "/")
+	unitNoun, _, _    = strings.Cut(host.UnitStep, "/")
+	windowNoun, _, _  = strings.Cut(kubelet.WindowName, "/")
+)
+
+// is says whether name is a step of that noun, or the noun.
+func is(noun, name string) bool { return name == noun || strings.HasPrefix(name, noun+"/") }
+
 // isDurable says of which plan a step, or the noun of one, is.
 func isDurable(name string) bool {
-	noun, _, _ := strings.Cut(kubelet.StepName, "/")
-	return name == kubelet.StepName || name == noun
+	return is(kubeletNoun, name) || is(unitNoun, name) || is(windowNoun, name)
 }
 
 // split is names by plan. A name that is no step of all is an error, before
@@ -83,139 +103,125 @@ func split(names []string, all []engine.Status) (runtime, durable []string, err 
 // errStill says why pods are not sent to us.
 var errStill = errors.New("left as it is: pods must not be sent where nobody answers")
 
-// Apply brings the node to both plans, or to the named steps of them. If the
-// runtime plan fails, the durable one is not begun.
+// Apply brings the node to both plans, or to the named steps of them: first
+// what answers pods, then the units that keep it so, and the kubelet last, once
+// the pods that run could ask us. What fails keeps the rest from being begun.
 func (p *plans) Apply(ctx context.Context, names []string, all []engine.Status) error {
 	runtime, durable, err := split(names, all)
 	if err != nil {
 		return err
+	}
+	if p.boot {
+		if len(names) > 0 && len(durable) == 0 {
+			return nil
+		}
+		return p.durable.Boot(ctx, durable...)
 	}
 	if p.runtime != nil && (len(names) == 0 || len(runtime) > 0) {
 		if err := privileged(); err != nil {
 			return err
 		}
 		if err := p.runtime.Apply(ctx, runtime...); err != nil {
-			for _, st := range all {
-				if isDurable(st.Name) && st.State == step.Pending && (len(names) == 0 || len(durable) > 0) {
-					err = errors.Join(err, fmt.Errorf("%s: %w", st.Name, errStill))
-				}
-			}
-			return err
+			return p.still(err, all, names, durable)
 		}
 	}
-	switch {
-	case len(names) > 0 && len(durable) == 0:
+	if len(names) > 0 && len(durable) == 0 {
 		return nil
-	case p.boot:
-		return p.durable.Boot(ctx, durable...)
 	}
-	return p.durable.Apply(ctx, durable...)
+	first := slices.DeleteFunc(slices.Clone(durable), func(name string) bool { return is(kubeletNoun, name) })
+	if len(names) == 0 && has(all, unitNoun) {
+		first = []string{unitNoun}
+	}
+	if len(first) > 0 {
+		if err := p.durable.Apply(ctx, first...); err != nil {
+			return p.still(err, all, names, durable)
+		}
+	}
+	last := slices.DeleteFunc(slices.Clone(durable), func(name string) bool { return !is(kubeletNoun, name) })
+	switch {
+	case len(names) > 0 && len(last) == 0:
+		return nil
+	case len(names) == 0 && has(all, kubeletNoun):
+		last = []string{kubeletNoun}
+	}
+	if p.canary != nil && p.touchesKubelet(ctx, all) {
+		if err := p.canary(ctx); err != nil {
+			return p.still(errors.Join(err, p.durable.Refuse(err)), all, names, durable)
+		}
+	}
+	return p.durable.Apply(ctx, last...)
 }
 
-// Rollback undoes both plans except the named steps, the durable one first. If
-// that fails, the runtime plan stays: the kubelet would go on to send pods to
-// an address that is gone.
-func (p *plans) Rollback(ctx context.Context, keep []string, all []engine.Status) error {
+// has says whether a step of that noun is in the plan.
+func has(all []engine.Status, noun string) bool {
+	return slices.ContainsFunc(all, func(st engine.Status) bool {
+		return is(noun, st.Name) && !st.Leftover && !errors.Is(st.Err, engine.ErrUnknown)
+	})
+}
+
+// touchesKubelet says whether what is left to do sends pods to us that are not
+// sent to us now.
+func (p *plans) touchesKubelet(ctx context.Context, all []engine.Status) bool {
+	st := statusOfStep(all, kubelet.StepName)
+	return has(all, kubeletNoun) && (st.State == step.Pending || p.restartPending(ctx) != nil)
+}
+
+// still adds to err that the kubelet is left as it is, where it was to change.
+func (p *plans) still(err error, all []engine.Status, names, durable []string) error {
+	wanted := len(names) == 0 || slices.ContainsFunc(durable, func(name string) bool { return is(kubeletNoun, name) })
+	if st := statusOfStep(all, kubelet.StepName); wanted && st.State == step.Pending {
+		err = errors.Join(err, fmt.Errorf("%s: %w", st.Name, errStill))
+	}
+	return err
+}
+
+// Rollback undoes both plans except the named steps. The kubelet is first, and
+// if that fails all the rest stays: it would go on to send pods to an address
+// that is gone. Then what answers pods, once none names us any more; gate says
+// when that is, and gets the pods that are left. Without a gate nobody is
+// waited for. It returns the pods for which the rest stays.
+func (p *plans) Rollback(ctx context.Context, keep []string, all []engine.Status, gate gate) ([]pods.Pod, error) {
 	if p.runtime != nil {
 		if err := privileged(); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	var runtime, durable []string
-	for _, name := range keep {
-		if isDurable(name) {
-			durable = append(durable, name)
-		} else {
-			runtime = append(runtime, name)
-		}
-	}
-	if err := p.durable.Rollback(ctx, durable...); err != nil {
-		if p.runtime != nil && slices.ContainsFunc(all, func(st engine.Status) bool { return st.Ours && !isDurable(st.Name) }) {
-			err = errors.Join(err, errors.New("the rest is left in place: pods are still sent to us"))
-		}
-		return err
+	if err := p.durable.TurnOff(keep...); err != nil {
+		return nil, err
 	}
 	if p.runtime == nil {
-		return nil
+		return nil, p.durable.Rollback(ctx, keep...)
 	}
-	return p.runtime.Rollback(ctx, runtime...)
+	if err := p.durable.Rollback(ctx, append([]string{host.UnitStep}, keep...)...); err != nil {
+		if slices.ContainsFunc(all, func(st engine.Status) bool { return st.Ours && !is(kubeletNoun, st.Name) }) {
+			err = errors.Join(err, errors.New("the rest is left in place: pods are still sent to us"))
+		}
+		return nil, err
+	}
+	if gate != nil {
+		if left, err := gate(ctx); err != nil || len(left) > 0 {
+			return left, err
+		}
+	}
+	return nil, p.drain().Finish(ctx)
 }
+
+// A gate waits for pods to let go of us, and returns those that have not.
+type gate func(ctx context.Context) ([]pods.Pod, error)
 
 // notes are worth a warning: what was found at the kubelet and is no reason to
 // stop.
 func (p *plans) notes(ctx context.Context, all []engine.Status) []string {
-	if !slices.ContainsFunc(all, func(st engine.Status) bool { return isDurable(st.Name) && !st.Leftover }) {
+	if !has(all, kubeletNoun) {
 		return nil
 	}
-	f, _ := kubelet.Find(ctx, p.node, p.ask)
+	f, _ := p.durable.Facts(ctx)
 	return f.Notes
 }
 
-// A restart is what a running kubelet has not taken over yet.
-type restart struct {
-	unit string
-	why  string
-}
-
-func (r *restart) String() string { return "restart pending: " + r.why }
-
-// hint is how to get it over with.
-func (r *restart) hint() string {
-	return "read in the README what a restart of the kubelet means, then: systemctl restart " + r.unit
-}
-
-// restartPending says whether our change to the kubelet's files is there and
-// the kubelet that runs has not read it; nil if so, and where none is seen to
-// run.
-func (p *plans) restartPending(ctx context.Context, all []engine.Status) *restart {
-	i := slices.IndexFunc(all, func(st engine.Status) bool { return isDurable(st.Name) })
-	if i < 0 || p.node.Running == nil || !all[i].Ours || all[i].State != step.Satisfied {
-		return nil
-	}
-	f, c, err := kubelet.Plan(ctx, p.node, p.ask)
-	if err != nil {
-		return nil
-	}
-	if !byArgument(f.Backend) {
-		// Its command line says nothing of its files.
-		written := all[i].Since
-		if info, err := p.node.Tree.Stat(c.Path); c.Path != "" && err == nil {
-			written = info.ModTime()
-		}
-		if since, ok := unitStarted("/proc", f.Unit, f.Program); ok && since.Before(written) {
-			return &restart{f.Unit, fmt.Sprintf("%s runs since before the file was written: its pods do not ask us yet", f.Unit)}
-		}
-		return nil
-	}
-	if f.PID == 0 || len(f.Now) > 0 && f.Now[0] == p.ask.Addresses[0] {
-		return nil
-	}
-	return &restart{f.Unit, fmt.Sprintf("the running kubelet (pid %d) has pods ask %s", f.PID, named(f.Now))}
-}
-
-// stillNamed says whether a kubelet that runs goes on to send pods to us after
-// our change to its files was undone.
-func (p *plans) stillNamed(ctx context.Context, before *restart, undone bool) *restart {
-	if p.node.Running == nil || len(p.ask.Addresses) == 0 {
-		return nil
-	}
-	f, _ := kubelet.Find(ctx, p.node, p.ask) // what was found before a refusal is true all the same
-	if !byArgument(f.Backend) {
-		if _, ok := unitStarted("/proc", f.Unit, f.Program); ok && undone && before == nil {
-			return &restart{f.Unit, fmt.Sprintf("%s runs with our address until its next start", f.Unit)}
-		}
-		return nil
-	}
-	if f.PID == 0 || len(f.Now) == 0 || f.Now[0] != p.ask.Addresses[0] || f.Already || !undone {
-		return nil
-	}
-	return &restart{f.Unit, fmt.Sprintf("the running kubelet (pid %d) has pods ask %s until its next start", f.PID, named(f.Now))}
-}
-
-// byArgument says that whom pods ask is on the kubelet's command line.
-func byArgument(b kubelet.Backend) bool {
-	return b != kubelet.ByConfigDir && b != kubelet.ByArgsFile
-}
+// restartPending says what a running kubelet has not taken over of its files
+// yet, ours or without ours; nil where nothing is, and where that is not known.
+func (p *plans) restartPending(ctx context.Context) *host.Restart { return p.durable.Pending(ctx) }
 
 // named is the list as a flag has it.
 func named(list []netip.Addr) string {

@@ -42,23 +42,22 @@ func nodeWith(t *testing.T, files map[string]string, argv *[]string) *plans {
 		return &kubelet.Process{PID: 4711, Argv: *argv}, nil
 	}
 	want := kubelet.Want{Addresses: []netip.Addr{netip.MustParseAddr("169.254.20.10")}}
-	return &plans{durable: host.NewDurable(host.DurableConfig{Kubelet: &want}, d), node: d.Node, ask: want}
+	return &plans{durable: host.NewDurable(host.DurableConfig{Kubelet: &want}, d), node: d.Node}
 }
 
 func (p *plans) pendingNow(t *testing.T) string {
 	t.Helper()
-	all, err := p.Check(t.Context())
-	if err != nil {
+	if _, err := p.Check(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if r := p.restartPending(t.Context(), all); r != nil {
-		return r.String()
+	if r := p.restartPending(t.Context()); r != nil {
+		return r.Why
 	}
 	return ""
 }
 
 func TestARestartIsPendingUntilTheKubeletHasReadItsFiles(t *testing.T) {
-	const now = "restart pending: the running kubelet (pid 4711) has pods ask 10.96.0.10"
+	const now = "the running kubelet (pid 4711) has pods ask 10.96.0.10"
 	for _, tt := range []struct{ name, unit string }{
 		{"env", "[Service]\nEnvironment=ARGS=--cluster-dns=10.96.0.10\nExecStart=/usr/bin/kubelet $ARGS\n"},
 		{"dropin", "[Service]\nExecStart=/usr/bin/kubelet --cluster-dns=10.96.0.10\n"},
@@ -79,16 +78,16 @@ func TestARestartIsPendingUntilTheKubeletHasReadItsFiles(t *testing.T) {
 			if got := p.pendingNow(t); got != "" {
 				t.Errorf("after its restart: %q, want nothing", got)
 			}
-			if err := p.Rollback(t.Context(), nil, nil); err != nil {
+			if _, err := p.Rollback(t.Context(), nil, nil, nil); err != nil {
 				t.Fatal(err)
 			}
-			want := "restart pending: the running kubelet (pid 4711) has pods ask 169.254.20.10,10.96.0.10 until its next start"
-			if r := p.stillNamed(t.Context(), nil, true); r == nil || r.String() != want {
-				t.Errorf("after rollback: %v, want %s", r, want)
+			want := "the running kubelet (pid 4711) has pods ask 169.254.20.10,10.96.0.10 until its next start"
+			if got := p.pendingNow(t); got != want {
+				t.Errorf("after rollback: %q, want %q", got, want)
 			}
 			argv = []string{"/usr/bin/kubelet", "--cluster-dns=10.96.0.10"}
-			if r := p.stillNamed(t.Context(), nil, true); r != nil {
-				t.Errorf("after rollback and restart: %v, want nothing", r)
+			if got := p.pendingNow(t); got != "" {
+				t.Errorf("after rollback and restart: %q, want nothing", got)
 			}
 		})
 	}

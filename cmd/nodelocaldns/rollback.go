@@ -9,43 +9,68 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"nodelocaldns/cmd/nodelocaldns/internal/config"
+	"nodelocaldns/host"
 	"nodelocaldns/host/engine"
 	"nodelocaldns/host/fsys"
 	"nodelocaldns/host/kubelet"
+	"nodelocaldns/host/pods"
 )
+
+// rollbackJSON is the shape of rollback --json.
+type rollbackJSON struct {
+	changeJSON
+	Draining bool      `json:"draining"` // what answers pods stays, for those below
+	Pods     []podJSON `json:"pods"`     // that name us
+}
+
+// gentle is how a rollback deals with pods that name us.
+type gentle struct {
+	wait time.Duration // how long it waits for them
+	now  bool          // not at all
+}
 
 func (a *app) rollbackCommand() *cobra.Command {
 	var keep []string
 	var asJSON bool
+	var g gentle
 	cmd := &cobra.Command{
 		Use:   "rollback",
-		Short: "undo every change of ours, newest first, and keep guard from redoing it",
-		Long: `Undo every change of ours, newest first: the files that outlast a reboot, then
-the runtime plan. The off switch is set before the first one, so that guard
-does not repair what is taken back; apply clears it.
+		Short: "undo every change of ours, the kubelet's first, and keep guard from redoing it",
+		Long: `Undo every change of ours. The off switch is set before the first one, so that
+guard does not repair what is taken back, also after a reboot; apply clears it.
 
-No kubelet is restarted. One that runs with our address goes on to name it to
-new pods until its next start, which is said.`,
+The kubelet comes first: it is restarted, and must look well without us. Pods
+keep the nameservers that they started with, so the addresses, the rules and the
+resolver stay until no pod of this node names them. If one does, they are listed,
+"draining" is said, the exit code is 0, and guard takes the rest back when the
+last is gone. --wait waits for that here; --now does not wait for pods at all:
+each of their lookups then takes five seconds or fails.`,
 		Args: args(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if g.now && cmd.Flags().Changed("wait") {
+				return usagef("--wait is for the pods, --now does without them", "--wait and --now contradict each other")
+			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
-			out := changeJSON{Steps: []planStep{}}
-			r, err := a.rollback(ctx, keep, &out)
-			return a.changed(out, stateUndone, r, asJSON, err)
+			out := rollbackJSON{changeJSON: changeJSON{Steps: []planStep{}}, Pods: []podJSON{}}
+			r, err := a.rollback(ctx, keep, g, &out)
+			return a.rolledBack(out, r, asJSON, err)
 		},
 	}
 	cmd.Flags().StringSliceVar(&keep, "keep", nil, "leave this change, or all of this noun, in place (`name`); may be repeated")
+	cmd.Flags().DurationVar(&g.wait, "wait", 0, "wait this long for the pods that name us (`duration`: 10m); 1 if some are left then")
+	cmd.Flags().BoolVar(&g.now, "now", false, "take everything from the pods that name us, without waiting for them")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	_ = cmd.RegisterFlagCompletionFunc("keep", a.stepNames(func(st engine.Status) bool { return st.Ours }))
 	return cmd
 }
 
-func (a *app) rollback(ctx context.Context, keep []string, out *changeJSON) (*restart, error) {
+func (a *app) rollback(ctx context.Context, keep []string, g gentle, out *rollbackJSON) (*host.Restart, error) {
 	cfg, err := a.config()
 	if err != nil {
 		// What is undone is what the journal says. A file that
@@ -65,15 +90,20 @@ func (a *app) rollback(ctx context.Context, keep []string, out *changeJSON) (*re
 	if err != nil {
 		return nil, err
 	}
-	pending := p.restartPending(ctx, before)
-	err = p.Rollback(ctx, names, before)
+	left, err := p.Rollback(ctx, names, before, a.gate(p, g))
 	ctx = context.WithoutCancel(ctx)
+	if len(left) > 0 {
+		p.pods.explain(ctx, left)
+		out.Draining, out.Pods = true, podsJSON(left)
+		if err == nil {
+			err = a.leftToGuard(p)
+		}
+	}
 	after, cerr := p.Check(ctx)
 	if st := statusOfStep(after, kubelet.StepName); cerr == nil && !st.Ours {
 		// Nothing reads it any more, and nothing else would take it away.
 		err = errors.Join(err, fsys.Dir(a.under(a.runDir)).Remove(path.Base(kubelet.EnvFile)))
 	}
-	undone := false
 	for _, was := range before {
 		is := statusOfStep(after, was.Name) // no longer there: nothing of ours is left
 		s := planStep{Name: was.Name}
@@ -82,17 +112,82 @@ func (a *app) rollback(ctx context.Context, keep []string, out *changeJSON) (*re
 			continue
 		case !is.Ours:
 			s.State, out.Changed = stateUndone, true
-			undone = undone || isDurable(was.Name)
 		case slices.Contains(names, was.Name):
 			s.State, s.Why = stateKept, is.Why
+		case out.Draining:
+			s.State, s.Why = stateDraining, is.Why
 		default:
 			s.State, s.Why = stateLeft, is.Why
 		}
 		out.Steps = append(out.Steps, s)
 	}
-	r := p.stillNamed(ctx, pending, undone)
+	r := p.restartPending(ctx)
 	out.RestartPending = r != nil
 	return r, errors.Join(hintKeep(err, after), cerr)
+}
+
+// gate is how the rollback of p waits for pods.
+func (a *app) gate(p *plans, g gentle) gate {
+	return func(ctx context.Context) ([]pods.Pod, error) {
+		left, err := p.pods.naming(ctx)
+		switch {
+		case g.now:
+			if len(left) > 0 {
+				a.warn(fmt.Sprintf("%s still named us, and are on their own now: each lookup of theirs takes five seconds or fails, until they are replaced: %s",
+					count(len(left), "pod"), strings.Join(podNames(left), ", ")))
+			}
+			return nil, nil
+		case err != nil:
+			return nil, errPodsUnseen(err)
+		case len(left) == 0 || g.wait == 0:
+			return left, nil
+		}
+		left, err = p.pods.wait(ctx, g.wait, func(n int) {
+			a.note("draining: waiting for " + count(n, "pod"))
+		})
+		switch {
+		case err != nil:
+			return nil, errPodsUnseen(err)
+		case len(left) > 0:
+			return left, errPodsLeft(left, g.wait)
+		}
+		return nil, nil
+	}
+}
+
+// leftToGuard makes sure that somebody ends this rollback.
+func (a *app) leftToGuard(p *plans) error {
+	runs, err := p.runtime.Guarded()
+	if err != nil {
+		return fmt.Errorf("looking for guard: %w", err)
+	}
+	if !runs {
+		a.warn(errNobodyDrains.Error())
+		a.hint("run nodelocaldns rollback again when the pods are gone, or nodelocaldns rollback --wait 1h now")
+	}
+	return nil
+}
+
+// rolledBack prints what was undone, and returns err for the exit code.
+func (a *app) rolledBack(out rollbackJSON, r *host.Restart, asJSON bool, err error) error {
+	if asJSON {
+		out.Error = errorLines(err)
+		return errors.Join(err, a.json(out, false))
+	}
+	err = a.changed(out.changeJSON, stateUndone, r, false, err)
+	if out.Draining {
+		a.print("draining: %s; the rest is taken back when the last of them is gone\n", nameUs(len(out.Pods)))
+		a.table(podRows(out.Pods), 1)
+	}
+	return err
+}
+
+// nameUs is "1 pod names us" or "2 pods name us".
+func nameUs(n int) string {
+	if n == 1 {
+		return "1 pod names us"
+	}
+	return count(n, "pod") + " name us"
 }
 
 // kept are the names of our changes that keep asks for, by name or noun. A

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os/signal"
 	"strings"
 	"syscall"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"nodelocaldns/host"
 	"nodelocaldns/host/engine"
 )
 
@@ -21,7 +23,9 @@ const watchEvery = 2 * time.Second
 type statusJSON struct {
 	Drift          bool           `json:"drift"`           // somebody else changed something of ours
 	Off            bool           `json:"off"`             // a rollback was asked for: guard leaves the node alone
-	RestartPending bool           `json:"restart_pending"` // the running kubelet has not read our change yet
+	Rollback       string         `json:"rollback"`        // how far it is: not asked for, unfinished, draining, finished
+	RestartPending bool           `json:"restart_pending"` // the running kubelet has not read its files since they changed
+	Pods           []podJSON      `json:"pods"`            // that name us
 	Steps          []statusStep   `json:"steps"`
 	Resolver       resolverStatus `json:"resolver"`
 }
@@ -100,8 +104,9 @@ func (a *app) status(ctx context.Context, p *plans, asJSON, compact bool) error 
 		rs = askControl(ctx, a.runDir)
 	}
 	out := statusOf(all, off, rs)
-	r := p.restartPending(ctx, all)
+	r := p.restartPending(ctx)
 	out.RestartPending = r != nil
+	perr := p.statusOfPods(ctx, &out)
 	if asJSON {
 		if err := a.json(out, compact); err != nil {
 			return err
@@ -109,7 +114,7 @@ func (a *app) status(ctx context.Context, p *plans, asJSON, compact bool) error 
 	} else {
 		a.printStatus(out, time.Now(), r)
 	}
-	if err := errors.Join(err, oerr, a.troubles(all)); err != nil {
+	if err := errors.Join(err, oerr, perr, a.troubles(all)); err != nil {
 		return err
 	}
 	if out.Drift {
@@ -118,8 +123,31 @@ func (a *app) status(ctx context.Context, p *plans, asJSON, compact bool) error 
 	return nil
 }
 
+// statusOfPods adds how far a rollback is, and the pods that name us.
+func (p *plans) statusOfPods(ctx context.Context, out *statusJSON) error {
+	if p.runtime == nil {
+		return nil
+	}
+	phase, err := p.drain().Phase()
+	if err != nil {
+		return err
+	}
+	out.Rollback = phase.String()
+	naming, err := p.pods.naming(ctx)
+	if errors.Is(err, fs.ErrPermission) {
+		err = withHint(errors.New("pods: not seen: needs root"), "run it as root to see everything")
+	} else if err != nil {
+		err = fmt.Errorf("looking for pods that name us: %w", err)
+	}
+	if phase == host.Draining || phase == host.Unfinished {
+		p.pods.explain(ctx, naming)
+	}
+	out.Pods = podsJSON(naming)
+	return err
+}
+
 func statusOf(all []engine.Status, off bool, rs resolverStatus) statusJSON {
-	out := statusJSON{Off: off, Steps: []statusStep{}, Resolver: rs}
+	out := statusJSON{Off: off, Rollback: host.NotAsked.String(), Pods: []podJSON{}, Steps: []statusStep{}, Resolver: rs}
 	for _, st := range all {
 		s := statusStep{Name: st.Name, State: stateOf(st), Why: st.Why, Ours: st.Ours, Drift: st.Drift}
 		if st.Ours {
@@ -131,7 +159,7 @@ func statusOf(all []engine.Status, off bool, rs resolverStatus) statusJSON {
 	return out
 }
 
-func (a *app) printStatus(s statusJSON, now time.Time, r *restart) {
+func (a *app) printStatus(s statusJSON, now time.Time, r *host.Restart) {
 	var rows [][]string
 	for _, st := range s.Steps {
 		state, ours := st.State, "not ours"
@@ -144,13 +172,31 @@ func (a *app) printStatus(s statusJSON, now time.Time, r *restart) {
 		rows = append(rows, []string{state, st.Name, ours, st.Why})
 	}
 	a.table(rows, 1)
-	if s.Off {
-		a.print("off: a rollback was asked for, guard leaves the node alone until the next apply\n")
-	}
+	a.printRollback(s)
 	if r != nil {
-		a.print("%s\n", r)
+		a.print("restart pending: %s\n", r.Why)
 	}
 	a.printResolver(s.Resolver)
+}
+
+// printRollback says how far a rollback is that was asked for, and what pods
+// have to do with it.
+func (a *app) printRollback(s statusJSON) {
+	if !s.Off {
+		if len(s.Pods) > 0 {
+			a.print("pods: %s\n", nameUs(len(s.Pods)))
+		}
+		return
+	}
+	switch s.Rollback {
+	case host.Unfinished.String():
+		a.print("off: a rollback was asked for, and the kubelet has not got everything back: run nodelocaldns rollback again\n")
+	case host.Draining.String():
+		a.print("off: a rollback is draining: %s; guard takes the rest back when none does\n", nameUs(len(s.Pods)))
+	default:
+		a.print("off: a rollback was asked for, guard leaves the node alone until the next apply\n")
+	}
+	a.table(podRows(s.Pods), 1)
 }
 
 func (a *app) printResolver(r resolverStatus) {

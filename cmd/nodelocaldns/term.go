@@ -77,6 +77,9 @@ func (t *term) say(kind, text string) {
 func (t *term) warn(text string) { t.say("warning", text) }
 func (t *term) hint(text string) { t.say("hint", text) }
 
+// note says what is going on, where that takes a while.
+func (t *term) note(text string) { fmt.Fprintf(t.stderr, "nodelocaldns: %s\n", oneLine(text)) }
+
 // exit says what err has to say and returns the exit code for it.
 func (t *term) exit(err error) int {
 	var d differ

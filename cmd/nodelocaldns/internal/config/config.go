@@ -167,8 +167,12 @@ func (c Config) PodsCanAsk() []netip.Addr {
 // default: the kubelet's unit calls us with the same.
 func (c Config) Durable(file string) host.DurableConfig {
 	addresses := c.PodsCanAsk()
+	d := host.DurableConfig{
+		Known:  kubelet.Want{Addresses: addresses, Unit: c.Kubelet.Unit, Backend: c.Kubelet.Backend},
+		Settle: c.Kubelet.Settle,
+	}
 	if !c.Kubelet.Manage || len(addresses) == 0 {
-		return host.DurableConfig{}
+		return d
 	}
 	want := kubelet.Want{Addresses: addresses, Unit: c.Kubelet.Unit, Backend: c.Kubelet.Backend, Config: file}
 	for _, s := range c.Cluster.DNS {
@@ -176,7 +180,8 @@ func (c Config) Durable(file string) host.DurableConfig {
 			want.Servers = append(want.Servers, a)
 		}
 	}
-	return host.DurableConfig{Kubelet: &want}
+	d.Kubelet = &want
+	return d
 }
 
 // Resolver is what the resolver is built from. found are the kube-dns addresses

@@ -1,0 +1,156 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"nodelocaldns/cmd/nodelocaldns/internal/config"
+	"nodelocaldns/host"
+	"nodelocaldns/host/pods"
+)
+
+// podJSON is a pod in status --json, rollback --json and canary --json.
+type podJSON struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	UID       string `json:"uid"`
+	OwnDNS    bool   `json:"own_dns"` // its own dnsConfig names us, not the kubelet
+}
+
+// neighbours are the pods of this node, and which of them name us.
+type neighbours struct {
+	find func(ctx context.Context) ([]pods.Pod, error)
+	ours []netip.Addr
+
+	// explain marks the pods whose own dnsConfig names one of ours, where
+	// somebody can be asked.
+	explain func(ctx context.Context, all []pods.Pod)
+}
+
+// newNeighbours looks at the running node.
+func newNeighbours(d *host.Durable, ours []netip.Addr) *neighbours {
+	return &neighbours{
+		find: new(pods.Finder).Running,
+		ours: ours,
+		explain: func(ctx context.Context, all []pods.Pod) {
+			f, _ := d.Facts(ctx) // what was found before a refusal is true all the same
+			if f.Kubeconfig == "" {
+				return
+			}
+			ctx, cancel := context.WithTimeout(ctx, askFor)
+			defer cancel()
+			if specs, err := pods.Ask(ctx, f.Kubeconfig, ""); err == nil {
+				pods.Explain(all, specs, ours)
+			}
+		},
+	}
+}
+
+// naming are the pods that name us. An error says that there may be more.
+func (n *neighbours) naming(ctx context.Context) ([]pods.Pod, error) {
+	if n == nil || len(n.ours) == 0 {
+		return nil, nil
+	}
+	all, err := n.find(ctx)
+	return pods.Naming(all, n.ours), err
+}
+
+// names are those of naming, for guard.
+func (n *neighbours) names(ctx context.Context) ([]string, error) {
+	all, err := n.naming(ctx)
+	return podNames(all), err
+}
+
+func podNames(all []pods.Pod) []string {
+	out := make([]string, len(all))
+	for i, p := range all {
+		out[i] = p.String()
+	}
+	return out
+}
+
+func podsJSON(all []pods.Pod) []podJSON {
+	out := make([]podJSON, len(all))
+	for i, p := range all {
+		out[i] = podJSON{p.Namespace, p.Name, p.UID, p.OwnDNS}
+	}
+	return out
+}
+
+// podRows are lines about pods that name us.
+func podRows(all []podJSON) [][]string {
+	var rows [][]string
+	for _, p := range all {
+		name, why := "pod "+p.UID, "since it started: replace it to let go of us"
+		if p.Name != "" {
+			name = p.Namespace + "/" + p.Name
+		}
+		if p.OwnDNS {
+			why = "by its own dnsConfig: change that, or it names us again"
+		}
+		rows = append(rows, []string{"  pod", name, "names us " + why})
+	}
+	return rows
+}
+
+// podsEvery is how often a rollback that waits looks at the pods.
+const podsEvery = time.Second
+
+// wait returns when no pod names us, with those that do when patience or ctx
+// has ended first.
+func (n *neighbours) wait(ctx context.Context, patience time.Duration, told func(left int)) ([]pods.Pod, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	tick := time.NewTicker(podsEvery)
+	defer tick.Stop()
+	last := -1
+	for {
+		left, err := n.naming(context.WithoutCancel(ctx))
+		if err != nil || len(left) == 0 {
+			return left, err
+		}
+		if len(left) != last {
+			last = len(left)
+			told(last)
+		}
+		select {
+		case <-ctx.Done():
+			return left, nil
+		case <-tick.C:
+		}
+	}
+}
+
+// errPodsUnseen is a rollback that cannot find out whether pods name us.
+func errPodsUnseen(err error) error {
+	return withHint(fmt.Errorf("looking for pods that name us: %w", err),
+		"what answers them stays until that can be told; nodelocaldns rollback --now does not ask")
+}
+
+// errPodsLeft is a rollback that was to wait, and has.
+func errPodsLeft(left []pods.Pod, patience time.Duration) error {
+	names := podNames(left)
+	const most = 5
+	if len(names) > most {
+		names = append(slices.Clone(names[:most]), "…")
+	}
+	return withHint(fmt.Errorf("after %s %s still named us: %s", patience, count(len(left), "pod"), strings.Join(names, ", ")),
+		"replace them; guard ends the rollback when the last is gone")
+}
+
+// canaryBefore is what must hold before the kubelet sends pods to us: the
+// resolver answers on the node itself.
+func (a *app) canaryBefore(ctx context.Context, cfg config.Config, p *plans) error {
+	if err := (&prober{addrs: cfg.Resolver(nil).Listen}).ask(ctx); err != nil {
+		return withHint(fmt.Errorf("canary: the resolver does not answer: %w", err),
+			"nodelocaldns status says whether it runs; --skip-canary goes on without it, and new pods then wait five seconds for each name")
+	}
+	return nil
+}
+
+var errNobodyDrains = errors.New("guard does not run: nobody ends this rollback when the last pod is gone")
