@@ -66,6 +66,7 @@ func (a *app) commands() []*cobra.Command {
 		a.applyCommand(),
 		a.rollbackCommand(),
 		a.statusCommand(),
+		a.canaryCommand(),
 		a.doctorCommand(),
 		a.kubeletEnvCommand(),
 		a.configCommand(),

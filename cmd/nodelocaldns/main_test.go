@@ -403,7 +403,7 @@ func TestUsageErrorsAreOneErrorAndOneHint(t *testing.T) {
 
 // Every command has help, on standard output, that names its own flags.
 func TestHelpIsAResult(t *testing.T) {
-	commands := []string{"", "serve", "guard", "plan", "apply", "rollback", "status", "kubelet-env", "config", "config default", "config check", "config show", "version", "completion"}
+	commands := []string{"", "serve", "guard", "plan", "apply", "rollback", "status", "canary", "kubelet-env", "config", "config default", "config check", "config show", "version", "completion"}
 	for _, command := range commands {
 		for _, args := range [][]string{append(strings.Fields(command), "--help"), append([]string{"help"}, strings.Fields(command)...)} {
 			code, stdout, stderr := runHere(t, "", args...)
@@ -417,7 +417,7 @@ func TestHelpIsAResult(t *testing.T) {
 func TestTheCommandsAreThoseOfHelp(t *testing.T) {
 	_, stdout, _ := runHere(t, "", "--help")
 	last := -1
-	for _, name := range []string{"serve", "guard", "plan", "apply", "rollback", "status", "kubelet-env", "config", "version", "completion"} {
+	for _, name := range []string{"serve", "guard", "plan", "apply", "rollback", "status", "canary", "kubelet-env", "config", "version", "completion"} {
 		i := strings.Index(stdout, "\n  "+name+" ")
 		if i <= last {
 			t.Errorf("%s is not in its place in\n%s", name, stdout)
