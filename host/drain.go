@@ -11,6 +11,7 @@ import (
 	"nodelocaldns/host/engine"
 	"nodelocaldns/host/link"
 	"nodelocaldns/host/step"
+	"nodelocaldns/host/unit"
 )
 
 // A Drain is the last part of a rollback. A pod has its nameservers for life:
@@ -85,7 +86,7 @@ func phase(lasting, passing []engine.Record, keep []string) Phase {
 
 // servesPods says whether a durable step is one that pods which name us still
 // need: what answers them. All others make the kubelet name us.
-func servesPods(name string) bool { return name == UnitStep }
+func servesPods(name string) bool { return name == unit.StepName }
 
 // ErrKubeletFirst says why a rollback cannot be ended.
 var ErrKubeletFirst = &step.Error{
@@ -117,9 +118,6 @@ func (d *Drain) Finish(ctx context.Context) error {
 	}
 	return d.Durable.Rollback(ctx, keep...)
 }
-
-// UnitStep is the durable step that brings the units of guard and resolver.
-const UnitStep = "unit/nodelocaldns"
 
 // Held are the addresses that records say are on the node because of us,
 // whatever the configuration has become since.

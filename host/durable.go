@@ -19,11 +19,16 @@ import (
 	"nodelocaldns/host/journal"
 	"nodelocaldns/host/kubelet"
 	"nodelocaldns/host/step"
+	"nodelocaldns/host/unit"
 	"nodelocaldns/host/unitfile"
+	"nodelocaldns/units"
 )
 
 // DurableConfig is what the durable plan is built from, typed.
 type DurableConfig struct {
+	// Units is how our own units are to be; nil has none of them installed.
+	Units *units.Settings
+
 	// Kubelet is what we want of the kubelet; nil leaves it alone.
 	Kubelet *kubelet.Want
 
@@ -67,6 +72,9 @@ type DurableDeps struct {
 	Units   kubelet.Units
 	Healthz kubelet.Healthz
 
+	Systemd unit.Systemd // runs our own units; nil as Units
+	Self    string       // the unit that this process runs in, if any
+
 	LockWait time.Duration // as Deps.LockWait
 }
 
@@ -99,6 +107,10 @@ func LiveDeps(log *slog.Logger) DurableDeps {
 		bus := kubelet.Bus{}
 		d.Verify, d.Units, d.Node.Started = bus, bus, bus.Started
 		d.Healthz = kubelet.AskHealthz
+		d.Systemd = unit.Bus{}
+		if group, err := os.ReadFile("/proc/self/cgroup"); err == nil {
+			d.Self = unit.Self(string(group))
+		}
 	}
 	return d
 }
@@ -268,6 +280,17 @@ func (n *Durable) WouldRestart(ctx context.Context, pending bool) *Restart {
 // disturbs pods gets its window from live.
 func (n *Durable) plan(recs []engine.Record) ([]engine.Item, error) {
 	var plan []engine.Item
+	if n.cfg.Units != nil {
+		files, err := units.Render(*n.cfg.Units)
+		if err != nil {
+			return nil, err
+		}
+		s, err := n.unit(files, saved(recs, unit.StepName))
+		if err != nil {
+			return nil, err
+		}
+		plan = append(plan, engine.Item{Steps: []step.Step{s}})
+	}
 	if n.cfg.Kubelet != nil {
 		s, err := n.kubelet(*n.cfg.Kubelet, saved(recs, kubelet.StepName))
 		if err != nil {
@@ -283,8 +306,16 @@ func (n *Durable) undoer(r engine.Record) (step.Step, error) {
 	switch r.Name {
 	case kubelet.StepName:
 		return n.kubelet(kubelet.Want{}, r.Saved)
+	case unit.StepName:
+		return n.unit(nil, r.Saved)
 	}
 	return nil, nil
+}
+
+func (n *Durable) unit(files []units.File, held step.Saved) (*unit.Step, error) {
+	return unit.New(unit.Config{
+		Tree: n.deps.Node.Tree, Files: n.files, Systemd: n.deps.Systemd, Units: files, Self: n.deps.Self, Held: held,
+	})
 }
 
 func (n *Durable) kubelet(want kubelet.Want, held step.Saved) (*kubelet.Step, error) {

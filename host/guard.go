@@ -18,6 +18,7 @@ import (
 	"nodelocaldns/host/journal"
 	"nodelocaldns/host/step"
 	"nodelocaldns/host/sysctl"
+	"nodelocaldns/host/unit"
 )
 
 const (
@@ -241,7 +242,7 @@ func (g *Guard) drained(ctx context.Context) bool {
 		return false
 	}
 	g.n.deps.Log.Info("rollback finished: no pod names us any more")
-	return slices.ContainsFunc(recs, func(r engine.Record) bool { return r.Name == UnitStep })
+	return slices.ContainsFunc(recs, func(r engine.Record) bool { return r.Name == unit.StepName })
 }
 
 // waitsFor is the condition of a rollback that waits for pods. Its kind has

@@ -79,7 +79,7 @@ func (a *app) apply(ctx context.Context, names []string, boot, skipCanary bool, 
 		return nil, err
 	}
 	if !skipCanary && !boot && a.rootDir == "" {
-		p.canary = func(ctx context.Context) error { return a.canaryBefore(ctx, cfg, p) }
+		p.canary = func(ctx context.Context, runs bool) error { return a.canaryBefore(ctx, cfg, runs) }
 	}
 	before, err := p.Check(ctx)
 	if err != nil {

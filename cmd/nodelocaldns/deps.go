@@ -27,6 +27,7 @@ import (
 	"nodelocaldns/cmd/nodelocaldns/internal/config"
 	"nodelocaldns/dnscache"
 	"nodelocaldns/host"
+	"nodelocaldns/units"
 )
 
 // plans are the plans of cfg for this node, or for the tree below --root. boot
@@ -42,6 +43,14 @@ func (a *app) plans(cfg config.Config, log *slog.Logger, boot bool) (*plans, err
 		return nil, err
 	}
 	want := cfg.Durable(file)
+	if a.hasUnits(d) {
+		want.Units = &units.Settings{
+			Listen:     cfg.Resolver(nil).Listen,
+			CacheBytes: cfg.Cache.MaxBytes,
+			Kubelet:    cfg.Kubelet.Unit,
+			Config:     file,
+		}
+	}
 	p.node, p.durable = d.Node, host.NewDurable(want, d)
 	if boot || a.rootDir != "" {
 		return p, nil
@@ -58,6 +67,13 @@ func (a *app) plans(cfg config.Config, log *slog.Logger, boot bool) (*plans, err
 	held, _ := p.runtime.Held()
 	p.pods = newNeighbours(p.durable, append(cfg.PodsCanAsk(), held...))
 	return p, nil
+}
+
+// hasUnits says whether our units have a place there: in an image, and on a node
+// that systemd runs. They are of the one instance that a node has; others are
+// told apart by their directories.
+func (a *app) hasUnits(d host.DurableDeps) bool {
+	return (a.rootDir != "" || d.Systemd != nil) && a.runDir == defaultRunDir && a.stateDir == defaultStateDir
 }
 
 // askFor is how long the API server may take to name kube-dns, which it is

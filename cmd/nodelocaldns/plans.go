@@ -13,6 +13,7 @@ import (
 	"nodelocaldns/host/kubelet"
 	"nodelocaldns/host/pods"
 	"nodelocaldns/host/step"
+	"nodelocaldns/host/unit"
 )
 
 // plans are both plans of a node, as one: the runtime plan, then the durable
@@ -25,10 +26,10 @@ type plans struct {
 	node kubelet.Node
 	pods *neighbours // nil where no pod is to be looked for
 
-	// canary says why the pods that run could not ask us. It is called when
-	// everything but the kubelet is as it should be, and before that is changed.
-	// Nil: nobody is asked.
-	canary func(ctx context.Context) error
+	// canary says why pods must not be sent to us. It is called when everything
+	// but the kubelet is as it should be, and before that is changed; runs says
+	// that a kubelet will be restarted for it. Nil: nobody is asked.
+	canary func(ctx context.Context, runs bool) error
 }
 
 // drain is the end of a rollback of both plans.
@@ -60,7 +61,7 @@ func (p *plans) Off() (bool, error) { return p.durable.Off() }
 // The nouns of the durable plan; all others are of the runtime plan.
 var (
 	kubeletNoun, _, _ = strings.Cut(kubelet.StepName, "/")
-	unitNoun, _, _    = strings.Cut(host.UnitStep, "/")
+	unitNoun, _, _    = strings.Cut(unit.StepName, "/")
 	windowNoun, _, _  = strings.Cut(kubelet.WindowName, "/")
 )
 
@@ -107,15 +108,16 @@ var errStill = errors.New("left as it is: pods must not be sent where nobody ans
 // what answers pods, then the units that keep it so, and the kubelet last, once
 // the pods that run could ask us. What fails keeps the rest from being begun.
 func (p *plans) Apply(ctx context.Context, names []string, all []engine.Status) error {
+	if p.boot {
+		// Our own units are being started: by whom this is run, too.
+		if !has(all, kubeletNoun) || len(names) > 0 && !slices.ContainsFunc(names, func(name string) bool { return is(kubeletNoun, name) }) {
+			return nil
+		}
+		return p.durable.Boot(ctx, kubeletNoun)
+	}
 	runtime, durable, err := split(names, all)
 	if err != nil {
 		return err
-	}
-	if p.boot {
-		if len(names) > 0 && len(durable) == 0 {
-			return nil
-		}
-		return p.durable.Boot(ctx, durable...)
 	}
 	if p.runtime != nil && (len(names) == 0 || len(runtime) > 0) {
 		if err := privileged(); err != nil {
@@ -145,7 +147,7 @@ func (p *plans) Apply(ctx context.Context, names []string, all []engine.Status) 
 		last = []string{kubeletNoun}
 	}
 	if p.canary != nil && p.touchesKubelet(ctx, all) {
-		if err := p.canary(ctx); err != nil {
+		if err := p.canary(ctx, p.durable.WouldRestart(ctx, true) != nil); err != nil {
 			return p.still(errors.Join(err, p.durable.Refuse(err)), all, names, durable)
 		}
 	}
@@ -192,7 +194,7 @@ func (p *plans) Rollback(ctx context.Context, keep []string, all []engine.Status
 	if p.runtime == nil {
 		return nil, p.durable.Rollback(ctx, keep...)
 	}
-	if err := p.durable.Rollback(ctx, append([]string{host.UnitStep}, keep...)...); err != nil {
+	if err := p.durable.Rollback(ctx, append([]string{unit.StepName}, keep...)...); err != nil {
 		if slices.ContainsFunc(all, func(st engine.Status) bool { return st.Ours && !is(kubeletNoun, st.Name) }) {
 			err = errors.Join(err, errors.New("the rest is left in place: pods are still sent to us"))
 		}

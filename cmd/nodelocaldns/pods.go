@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -144,11 +145,26 @@ func errPodsLeft(left []pods.Pod, patience time.Duration) error {
 }
 
 // canaryBefore is what must hold before the kubelet sends pods to us: the
-// resolver answers on the node itself.
-func (a *app) canaryBefore(ctx context.Context, cfg config.Config, p *plans) error {
-	if err := (&prober{addrs: cfg.Resolver(nil).Listen}).ask(ctx); err != nil {
-		return withHint(fmt.Errorf("canary: the resolver does not answer: %w", err),
-			"nodelocaldns status says whether it runs; --skip-canary goes on without it, and new pods then wait five seconds for each name")
+// resolver answers on the node, and the pods that run can reach it. Where no
+// kubelet is to be restarted there is time to mend that until one starts.
+func (a *app) canaryBefore(ctx context.Context, cfg config.Config, runs bool) error {
+	const goOn = "--skip-canary goes on all the same, and new pods that cannot reach us then wait five seconds for each name"
+	if err := (&prober{addrs: cfg.Resolver(nil).Listen}).ask(ctx); err != nil && !runs {
+		a.warn("the resolver does not answer: " + err.Error())
+		a.hint("it must, before the kubelet starts again: nodelocaldns status says whether it runs")
+	} else if err != nil {
+		return withHint(fmt.Errorf("canary: the resolver does not answer: %w", err), "nodelocaldns status says whether it runs; %s", goOn)
+	}
+	if !runs {
+		return nil
+	}
+	a.note("canary: asking from the pods that run")
+	r, _, err := a.canary(ctx, cfg, probeNames{external: external})
+	if err == nil {
+		err = canaryError(r)
+	}
+	if err != nil {
+		return withHint(err, "%s; nodelocaldns canary says more; %s", cmp.Or(hintOf(err), "see what is in the way"), goOn)
 	}
 	return nil
 }
