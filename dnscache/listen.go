@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -17,7 +18,8 @@ import (
 // one node's DNS.
 const maxPacketSockets = 4
 
-// listen binds the configured addresses. IP_FREEBIND lets it bind before the
+// listen binds the configured addresses that no socket was handed over for.
+// IP_FREEBIND lets it bind before the
 // address is there and keep it when it goes; SO_REUSEPORT lets several sockets
 // share it, and the next process take over while this one still answers.
 func (s *Server) listen(ctx context.Context) error {
@@ -38,29 +40,52 @@ func (s *Server) listen(ctx context.Context) error {
 		}
 		return err
 	}}
+	var packets, streams []netip.AddrPort
+	for _, p := range s.packets {
+		packets = append(packets, addrPort(p.conn.LocalAddr()))
+	}
+	for _, l := range s.streams {
+		streams = append(streams, addrPort(l.Addr()))
+	}
 	for _, a := range s.state.Load().cfg.Listen {
 		family := "4"
 		if a.Addr().Is6() {
 			family = "6"
 		}
-		if shared(ctx, "udp"+family, a) {
-			s.log.Warn("another process of this user has the address too, and gets a share of the queries", "address", a,
-				"hint", "ss -lnpu shows who; right during a hand-over, wrong for longer")
+		if !slices.Contains(packets, a) {
+			if shared(ctx, "udp"+family, a) {
+				s.log.Warn("another process of this user has the address too, and gets a share of the queries", "address", a,
+					"hint", "ss -lnpu shows who; right during a hand-over, wrong for longer")
+			}
+			for range min(runtime.GOMAXPROCS(0), maxPacketSockets) {
+				c, err := lc.ListenPacket(ctx, "udp"+family, a.String())
+				if err != nil {
+					return fmt.Errorf("listening on %s: %w", a, err)
+				}
+				s.packets = append(s.packets, &packetSocket{conn: c.(*net.UDPConn), own: true})
+			}
 		}
-		for range min(runtime.GOMAXPROCS(0), maxPacketSockets) {
-			c, err := lc.ListenPacket(ctx, "udp"+family, a.String())
+		if !slices.Contains(streams, a) {
+			l, err := lc.Listen(ctx, "tcp"+family, a.String())
 			if err != nil {
 				return fmt.Errorf("listening on %s: %w", a, err)
 			}
-			s.packets = append(s.packets, &packetSocket{conn: c.(*net.UDPConn)})
+			s.streams = append(s.streams, l.(*net.TCPListener))
 		}
-		l, err := lc.Listen(ctx, "tcp"+family, a.String())
-		if err != nil {
-			return fmt.Errorf("listening on %s: %w", a, err)
-		}
-		s.streams = append(s.streams, l.(*net.TCPListener))
 	}
 	return nil
+}
+
+// addrPort is a socket's address as the configuration has it.
+func addrPort(a net.Addr) netip.AddrPort {
+	var at netip.AddrPort
+	switch a := a.(type) {
+	case *net.UDPAddr:
+		at = a.AddrPort()
+	case *net.TCPAddr:
+		at = a.AddrPort()
+	}
+	return netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
 }
 
 // shared reports whether somebody has the address already: then it cannot be

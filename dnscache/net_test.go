@@ -70,7 +70,9 @@ func sockets(t *testing.T) (*net.UDPConn, *net.TCPListener, netip.AddrPort) {
 func serveWith(t *testing.T, up upstream.Exchanger) (s *Server, at netip.AddrPort, end context.CancelFunc, ended <-chan error) {
 	t.Helper()
 	c, l, at := sockets(t)
-	s, err := New(testConfig(kubeDNS), Deps{
+	cfg := testConfig(kubeDNS)
+	cfg.Listen = []netip.AddrPort{at}
+	s, err := New(cfg, Deps{
 		Packets: []*net.UDPConn{c}, Streams: []*net.TCPListener{l}, Log: slog.New(slog.DiscardHandler),
 		Exchanger: func(netip.AddrPort, Proto) upstream.Exchanger { return up },
 	})
@@ -581,7 +583,9 @@ func burst(t *testing.T, at netip.AddrPort) net.Conn {
 func TestABurstIsAnsweredToTheLastPacket(t *testing.T) {
 	in, l, at := sockets(t)
 	up := addresses(1)
-	s, err := New(testConfig(kubeDNS), Deps{
+	cfg := testConfig(kubeDNS)
+	cfg.Listen = []netip.AddrPort{at}
+	s, err := New(cfg, Deps{
 		Packets: []*net.UDPConn{in}, Streams: []*net.TCPListener{l}, Log: slog.New(slog.DiscardHandler),
 		Exchanger: func(netip.AddrPort, Proto) upstream.Exchanger { return up },
 	})
@@ -770,6 +774,51 @@ func TestTheNextProcessCanTakeOver(t *testing.T) {
 	const shares = "another process of this user has the address too"
 	if strings.Contains(first.String(), shares) || !strings.Contains(second.String(), shares) {
 		t.Errorf("the first said:\n%sthe second:\n%s", &first, &second)
+	}
+}
+
+// What systemd hands over need not be all: a socket unit of a package knows one
+// address, and a configuration may name more.
+func TestWhereNothingWasHandedOverItBindsItself(t *testing.T) {
+	c, l, at := sockets(t)
+	free, taken, second := sockets(t)
+	_, _ = free.Close(), taken.Close()
+	_ = l.Close() // over TCP none
+	up := addresses(1)
+	cfg := testConfig(kubeDNS)
+	cfg.Listen = []netip.AddrPort{at, second}
+	s, err := New(cfg, Deps{
+		Packets: []*net.UDPConn{c}, Log: slog.New(slog.DiscardHandler),
+		Exchanger: func(netip.AddrPort, Proto) upstream.Exchanger { return up },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx) }()
+	select {
+	case <-s.Ready():
+	case err := <-done:
+		t.Fatal(err)
+	}
+	handed := 0
+	for _, p := range s.packets {
+		if !p.own {
+			handed++
+		}
+	}
+	if handed != 1 || len(s.streams) != 2 {
+		t.Errorf("%d of %d UDP sockets were handed over, and there are %d listeners", handed, len(s.packets), len(s.streams))
+	}
+	for _, a := range cfg.Listen {
+		for _, network := range []string{"udp", "tcp"} {
+			ask(t, network, a, new(dns.Msg).SetQuestion("web.ns.svc.cluster.local.", dns.TypeA))
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 

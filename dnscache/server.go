@@ -26,7 +26,8 @@ type Deps struct {
 	Log *slog.Logger
 
 	// Packets and Streams are sockets that somebody else has bound, such as
-	// systemd. The server owns them from New on. Without any it binds its own.
+	// systemd, at addresses of Config.Listen. The server owns them from New on.
+	// Where an address has none for a protocol, the server binds its own.
 	Packets []*net.UDPConn
 	Streams []*net.TCPListener
 
@@ -53,7 +54,6 @@ type Server struct {
 
 	packets []*packetSocket
 	streams []*net.TCPListener
-	own     bool     // nobody else holds the sockets: what is left in them is lost
 	streamC counters // of all TCP clients
 	clients clients
 
@@ -130,14 +130,10 @@ func (s *Server) Ready() <-chan struct{} { return s.ready }
 // it could not begin. A server serves once.
 func (s *Server) Serve(ctx context.Context) error {
 	defer s.stop()
-	if len(s.packets)+len(s.streams) == 0 {
-		s.own = true
-		if err := s.listen(ctx); err != nil {
-			s.closeSockets()
-			return err
-		}
-	}
 	defer s.closeSockets()
+	if err := s.listen(ctx); err != nil {
+		return err
+	}
 	s.growBuffers()
 	close(s.ready)
 	// SIGTERM must not cost the replies to what was read before it.
@@ -149,7 +145,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	for _, p := range s.packets {
 		packets.Go(func() {
 			p.serve(s)
-			if s.own {
+			if p.own {
 				_ = p.conn.Close() // what comes from now on is refused, not left lying
 			}
 		})
@@ -164,9 +160,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.flights.closeForNew()
 	streams.Wait()
 	s.flights.waiting.Wait() // each ends within its budget
-	if s.own {
-		s.interruptPackets(time.Now().Add(lastReads))
-	}
+	s.interruptPackets(true, time.Now().Add(lastReads))
 	packets.Wait()
 	s.stop()
 	s.flights.running.Wait()
@@ -192,18 +186,20 @@ const lastReads = 10 * time.Millisecond
 // Deadlines stay: they are not a property of the socket that the next process
 // gets.
 func (s *Server) interruptReads() {
-	if !s.own {
-		s.interruptPackets(longAgo)
-	}
+	s.interruptPackets(false, longAgo)
 	for _, l := range s.streams {
 		_ = l.SetDeadline(longAgo)
 	}
 	s.clients.interruptReads()
 }
 
-func (s *Server) interruptPackets(at time.Time) {
+// interruptPackets ends the reading of our own packet sockets, or of those that
+// were handed over.
+func (s *Server) interruptPackets(own bool, at time.Time) {
 	for _, p := range s.packets {
-		_ = p.conn.SetReadDeadline(at)
+		if p.own == own {
+			_ = p.conn.SetReadDeadline(at)
+		}
 	}
 }
 

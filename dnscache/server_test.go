@@ -36,6 +36,7 @@ func serve(t *testing.T, cfg Config) (*Server, netip.AddrPort) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	cfg.Listen = []netip.AddrPort{at}
 	s, err := New(cfg, Deps{Packets: []*net.UDPConn{c}, Streams: []*net.TCPListener{l}, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)

@@ -34,6 +34,7 @@ const (
 type packetSocket struct {
 	counters
 	conn *net.UDPConn
+	own  bool // nobody else holds it: what is left in it at the end is lost
 }
 
 // serve reads until the socket's read deadline, which is set for the end alone.
