@@ -394,6 +394,9 @@ func (e *examination) resolvConf(ctx context.Context) []doctor.Result {
 // systemd holds its sockets, to ask would be to start it.
 func (e *examination) resolver(ctx context.Context) []doctor.Result {
 	if !e.env.Ours("serve") {
+		if e.env.Held(ctx) {
+			return one(doctor.Info, "", "no resolver runs: systemd has its sockets, and starts it with the first query")
+		}
 		if e.env.Needed(ctx) {
 			return one(doctor.Error, "systemctl start nodelocaldns; journalctl -u nodelocaldns says why it ended", "no resolver runs, and pods are sent to it")
 		}
@@ -429,6 +432,6 @@ func (e *examination) resolver(ctx context.Context) []doctor.Result {
 	if len(out) > 0 {
 		return out
 	}
-	return one(doctor.OK, "", "it answers; %d queries in %s, %d of them got no reply in time",
-		rs.Queries.UDP+rs.Queries.TCP, ago(time.Duration(*rs.Uptime)*time.Second), rs.Queries.Timeouts)
+	return one(doctor.OK, "", "it answers; %d queries over UDP and %d over TCP in %s, %d of them got no reply in time",
+		rs.Queries.UDP, rs.Queries.TCP, ago(time.Duration(*rs.Uptime)*time.Second), rs.Queries.Timeouts)
 }

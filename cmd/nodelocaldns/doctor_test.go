@@ -242,16 +242,10 @@ warning plan: sysctl/b: somebody else changed it: is 1, wanted 2 (guard repairs 
 		{"an off switch that cannot be read", "kubeadm", func(e *examination) { e.phase = func() (host.Phase, error) { return 0, fs.ErrPermission } }, "rollback",
 			"info rollback: not seen: needs root ()\n"},
 
-		{"no resolver, and pods that need it", "applied", func(e *examination) {
-			if err := os.WriteFile(e.env.Tree.Path("/proc/401/cmdline"), []byte("/usr/bin/sleep\x00"), 0o644); err != nil {
-				panic(err)
-			}
-			if err := os.WriteFile(e.env.Tree.Path("/proc/401/comm"), []byte("sleep\n"), 0o644); err != nil {
-				panic(err)
-			}
-			e.probe = func(context.Context) error { panic("asked: systemd would start the resolver") }
-			e.control = func(context.Context) resolverStatus { panic("asked: systemd would start the resolver") }
-		}, "resolver", "error resolver: no resolver runs, and pods are sent to it (systemctl start nodelocaldns; journalctl -u nodelocaldns says why it ended)\n"},
+		{"no resolver, and pods that need it", "sockets", gone, "resolver",
+			"error resolver: no resolver runs, and pods are sent to it (systemctl start nodelocaldns; journalctl -u nodelocaldns says why it ended)\n"},
+		{"no resolver yet", "applied", gone, "resolver",
+			"info resolver: no resolver runs: systemd has its sockets, and starts it with the first query ()\n"},
 		{"a resolver that hangs", "applied", func(e *examination) {
 			e.probe = func(context.Context) error { return fmt.Errorf("169.254.20.10:53: %w", errSilent) }
 			e.control = func(context.Context) resolverStatus { return resolverStatus{Why: "not seen: needs root"} }
@@ -281,7 +275,7 @@ info resolver: the resolver that runs is another build: v0.0.1 go1.0 (systemctl 
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			e := examined(t, tt.node)
-			if tt.node == "applied" {
+			if tt.node == "applied" || tt.node == "sockets" {
 				e.well()
 			}
 			if tt.change != nil {
@@ -292,6 +286,17 @@ info resolver: the resolver that runs is another build: v0.0.1 go1.0 (systemctl 
 			}
 		})
 	}
+}
+
+// gone takes the resolver away. It is not to be asked: systemd would start it.
+func gone(e *examination) {
+	for name, text := range map[string]string{"cmdline": "/usr/bin/sleep\x00", "comm": "sleep\n"} {
+		if err := os.WriteFile(e.env.Tree.Path("/proc/401/"+name), []byte(text), 0o644); err != nil {
+			panic(err)
+		}
+	}
+	e.probe = func(context.Context) error { panic("asked") }
+	e.control = func(context.Context) resolverStatus { panic("asked") }
 }
 
 // nodeAsks gives the node an /etc/resolv.conf.

@@ -99,11 +99,14 @@ func (e *Env) otherCaches(ctx context.Context) []Result {
 	if err != nil && len(caches) == 0 {
 		caches = nil // whether its device is there tells as much
 	}
+	off := "keep it until we answer here; then keep its pod off this node (a nodeAffinity), and remove the DaemonSet when the last node is done"
+	if f, _ := e.Kubelet(ctx); strings.HasPrefix(f.Program, "/home/kubernetes/bin/") {
+		off = "GKE manages it: keep it and do without us, or turn the NodeLocal DNSCache add-on off"
+	}
 	device := slices.ContainsFunc(devices, func(d Device) bool { return d.Name == daemonSetDevice })
 	switch {
 	case len(caches) > 0:
-		out = append(out, warning("keep it until we answer here; then keep its pod off this node (a nodeAffinity), and remove the DaemonSet when the last node is done",
-			"the DaemonSet node-local-dns runs here: %s", caches[0])...)
+		out = append(out, warning(off, "the DaemonSet node-local-dns runs here: %s", caches[0])...)
 	case device && err == nil:
 		out = append(out, warning("ip link del "+daemonSetDevice+", once no pod names an address of it", "the device %s of the DaemonSet node-local-dns is there, and no node-cache runs", daemonSetDevice)...)
 	case device:
@@ -135,13 +138,16 @@ var localDNS = []netip.Addr{netip.AddrFrom4([4]byte{169, 254, 10, 10}), netip.Ad
 
 // alone is about pods that have no kube-dns to turn to.
 func (e *Env) alone(ctx context.Context) *Result {
-	f, _ := e.Kubelet(ctx)
+	f, err := e.Kubelet(ctx)
 	other := func(a netip.Addr) bool {
 		return !a.IsLinkLocalUnicast() && !slices.Contains(e.Want.Addresses, a) || slices.Contains(localDNS, a)
 	}
 	if len(f.Now) == 0 || slices.ContainsFunc(f.Now, other) {
 		return nil
 	}
-	return &Result{Warning, fmt.Sprintf("the kubelet names %s alone: when nobody answers there, pods have no DNS at all", named(f.Now)),
-		"nodelocaldns apply puts kube-dns behind it; until then the address must be answered"}
+	hint := "nodelocaldns apply puts kube-dns behind it"
+	if err != nil {
+		hint = "whoever answers there must stay; the check kubelet says why we cannot put kube-dns behind it"
+	}
+	return &Result{Warning, fmt.Sprintf("the kubelet names %s alone: when nobody answers there, pods have no DNS at all", named(f.Now)), hint}
 }

@@ -127,36 +127,36 @@ func bounded(ctx context.Context, c Check, limit time.Duration) []Result {
 	}
 }
 
-// Hide replaces word, such as the name of the node, wherever it stands alone in
-// what was found.
-func Hide(all []Finding, word, by string) {
+// Hide replaces a name of the node, wherever it stands alone in what was found.
+// A name that is a plain word, such as "node", is left: our own sentences have
+// it too.
+func Hide(all []Finding, name, by string) {
+	if !strings.ContainsAny(name, "-.0123456789") {
+		return
+	}
 	for i := range all {
-		all[i].Why, all[i].Hint = hide(all[i].Why, word, by), hide(all[i].Hint, word, by)
+		all[i].Why, all[i].Hint = hide(all[i].Why, name, by), hide(all[i].Hint, name, by)
 	}
 }
 
-func hide(text, word, by string) string {
-	if word == "" || word == "localhost" {
-		return text
-	}
+func hide(text, name, by string) string {
 	part := func(c byte) bool {
 		return c == '-' || c == '_' || c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
 	}
 	var b strings.Builder
-	for {
-		i := strings.Index(text, word)
+	for at := 0; ; {
+		i := strings.Index(text[at:], name)
 		if i < 0 {
-			return b.String() + text
+			return b.String() + text[at:]
 		}
-		end := i + len(word)
-		alone := (i == 0 || !part(text[i-1])) && (end == len(text) || !part(text[end]))
-		b.WriteString(text[:i])
-		if alone {
-			b.WriteString(by)
+		from, to := at+i, at+i+len(name)
+		b.WriteString(text[at:from])
+		if from > 0 && part(text[from-1]) || to < len(text) && part(text[to]) {
+			b.WriteString(name)
 		} else {
-			b.WriteString(word)
+			b.WriteString(by)
 		}
-		text = text[end:]
+		at = to
 	}
 }
 

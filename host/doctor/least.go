@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 	"regexp"
 	"slices"
 	"strconv"
@@ -83,9 +84,12 @@ func (e *Env) systemd(ctx context.Context) []Result {
 func (e *Env) kubernetes(ctx context.Context) []Result {
 	f, _ := e.Kubelet(ctx)
 	program := f.Program
-	if f.PID != 0 {
+	switch {
+	case f.PID != 0:
 		program = e.proc(fmt.Sprintf("%d/exe", f.PID))
-	} else if program == "" || !e.exists(program) {
+	case !slices.Contains([]string{"kubelet", "k3s", "rke2"}, path.Base(program)):
+		return nil // others may do something else when called so
+	case !e.exists(program):
 		return nil
 	}
 	text, err := e.Version(ctx, program)
@@ -110,8 +114,8 @@ func (e *Env) kubernetes(ctx context.Context) []Result {
 	return ok("%s", version)
 }
 
-// release is a version in what a program prints of itself.
-var release = regexp.MustCompile(`v?\d+\.\d+\.\d+[-+.\w]*`)
+// release is a version of Kubernetes in what a program prints of itself.
+var release = regexp.MustCompile(`v\d+\.\d+\.\d+[-+.\w]*`)
 
 // link says which kind of device can hold our addresses. None is made to find
 // out: a kind is there if such a device is, if its module is loaded or built

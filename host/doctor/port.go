@@ -163,16 +163,25 @@ func (e *Env) sockets(ctx context.Context) []Result {
 	return orOK(out, "%s, nothing was dropped", plural(n, "UDP socket"))
 }
 
+// Held says whether systemd holds the sockets of the resolver: it has made them
+// with the buffer that was asked for, and starts the resolver with the first
+// query.
+func (e *Env) Held(ctx context.Context) bool {
+	if e.Systemd == nil {
+		return false
+	}
+	u, err := e.Systemd.Unit(ctx, "nodelocaldns.socket")
+	return err == nil && u.Active == "active"
+}
+
 // smallBuffer says whether the resolver could not have the buffer it asks for:
 // it made its sockets itself, without the right to exceed what the node allows.
 func (e *Env) smallBuffer(ctx context.Context, most string) bool {
 	if n, err := strconv.ParseUint(most, 10, 64); err != nil || n >= receiveBuffer {
 		return false
 	}
-	if e.Systemd != nil {
-		if u, err := e.Systemd.Unit(ctx, "nodelocaldns.socket"); err != nil || u.Active == "active" {
-			return false
-		}
+	if e.Held(ctx) {
+		return false
 	}
 	all, _ := e.processList()
 	for _, p := range all {
