@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"nodelocaldns/host/engine"
+	"nodelocaldns/host/facts"
+	"nodelocaldns/host/fsys"
 	"nodelocaldns/host/link"
 	"nodelocaldns/host/step"
 	"nodelocaldns/host/unit"
@@ -116,7 +118,10 @@ func (d *Drain) Finish(ctx context.Context) error {
 	if err := d.Node.Rollback(ctx, keep...); err != nil {
 		return fmt.Errorf("taking back what ends with a reboot: %w", err)
 	}
-	return d.Durable.Rollback(ctx, keep...)
+	if err := d.Durable.Rollback(ctx, keep...); err != nil {
+		return err
+	}
+	return errors.Join(facts.Remove(fsys.Dir(d.Node.deps.RunDir)), d.Durable.state.Remove(refusedFile))
 }
 
 // Held are the addresses that records say are on the node because of us,

@@ -379,6 +379,9 @@ func (g *Guard) repair(ctx context.Context, m mode, names []string) error {
 		if !slices.Contains(names, name) {
 			continue
 		}
+		if m == hold && !slices.ContainsFunc(recs, func(r engine.Record) bool { return r.Name == name }) {
+			continue // taken back while we waited for the lock
+		}
 		err := g.n.engine([]engine.Item{it}).Apply(ctx)
 		if ctx.Err() != nil {
 			break

@@ -532,3 +532,29 @@ func TestThePhaseOfARollbackFollowsFromTheJournals(t *testing.T) {
 		})
 	}
 }
+
+// A pass finds that something is gone which pods need, and waits for the lock.
+// Meanwhile whoever took it away has ended that part of the rollback.
+func TestAPassThatWaitedDoesNotRepairWhatWasTakenBackByThen(t *testing.T) {
+	naming := []string{"default/web"}
+	drained(t, &naming, func(t *testing.T, r *rig, _ <-chan error) {
+		if err := r.durable().TurnOff(); err != nil {
+			t.Fatal(err)
+		}
+		lock, err := journal.Acquire(t.Context(), filepath.Join(r.dir, "run", "lock"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.deleteDevice()
+		drifted := r.String()
+		r.event() // the pass now waits
+		if err := journal.New(fsys.Dir(filepath.Join(r.dir, "run")), "journal.json").Drop("link/nodelocaldns0"); err != nil {
+			t.Fatal(err)
+		}
+		if err := lock.Release(); err != nil {
+			t.Fatal(err)
+		}
+		after(time.Minute)
+		r.mustBe("the node", drifted)
+	})
+}

@@ -213,7 +213,9 @@ func layoutCmd(ts *testscript.TestScript, neg bool, args []string) {
 			}
 		}
 	}
-	// Every node has these, above our own.
+	// Every node has these, above our own, and our program.
+	ts.Check(os.MkdirAll(filepath.Join(dir, "usr/bin"), 0o755))
+	ts.Check(os.WriteFile(filepath.Join(dir, "usr/bin/nodelocaldns"), nil, 0o755))
 	ts.Check(os.MkdirAll(filepath.Join(dir, "run"), 0o755))
 	ts.Check(os.MkdirAll(filepath.Join(dir, "var/lib"), 0o755))
 	if os.Geteuid() != 0 {
@@ -324,28 +326,46 @@ func notifiedMain(args []string) error {
 	}
 }
 
-// activate ADDRESS:PORT PROGRAM ARGS… becomes a program that was handed a UDP
-// and a TCP socket, as systemd does it.
+// activate SOCKETS PROGRAM ARGS… becomes a program that was handed sockets, as
+// systemd does it: of each of the ADDRESS:PORT in SOCKETS, which commas
+// separate, a UDP and a TCP one, of tcp:ADDRESS:PORT the latter alone, and of
+// unix:PATH a listening one.
 func activateMain(args []string) error {
-	at := netip.MustParseAddrPort(args[0])
-	pc, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
-	if err != nil {
-		return err
-	}
-	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
-	if err != nil {
-		return err
-	}
-	for i, s := range []interface{ File() (*os.File, error) }{pc, l} {
-		f, err := s.File()
+	var files []*os.File
+	add := func(s interface{ File() (*os.File, error) }, err error) error {
 		if err != nil {
 			return err
 		}
+		f, err := s.File()
+		files = append(files, f)
+		return err
+	}
+	for at := range strings.SplitSeq(args[0], ",") {
+		var err error
+		if path, ok := strings.CutPrefix(at, "unix:"); ok {
+			l, lerr := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+			err = add(l, lerr)
+		} else {
+			addr := netip.MustParseAddrPort(strings.TrimPrefix(at, "tcp:"))
+			if !strings.HasPrefix(at, "tcp:") {
+				pc, lerr := net.ListenUDP("udp", net.UDPAddrFromAddrPort(addr))
+				err = add(pc, lerr)
+			}
+			if err == nil {
+				l, lerr := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(addr))
+				err = add(l, lerr)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for i, f := range files {
 		if err := unix.Dup3(int(f.Fd()), 100+i, 0); err != nil { // out of the runtime's way
 			return err
 		}
 	}
-	for i := range 2 {
+	for i := range files {
 		if err := unix.Dup3(100+i, 3+i, 0); err != nil {
 			return err
 		}
@@ -354,7 +374,7 @@ func activateMain(args []string) error {
 	if err != nil {
 		return err
 	}
-	env := append(os.Environ(), "LISTEN_FDS=2", fmt.Sprintf("LISTEN_PID=%d", os.Getpid()))
+	env := append(os.Environ(), fmt.Sprintf("LISTEN_FDS=%d", len(files)), fmt.Sprintf("LISTEN_PID=%d", os.Getpid()))
 	return unix.Exec(path, args[1:], env)
 }
 

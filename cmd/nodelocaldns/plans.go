@@ -119,6 +119,9 @@ func (p *plans) Apply(ctx context.Context, names []string, all []engine.Status) 
 	if err != nil {
 		return err
 	}
+	if err := blocked(all, names, durable); err != nil {
+		return err
+	}
 	if p.runtime != nil && (len(names) == 0 || len(runtime) > 0) {
 		if err := privileged(); err != nil {
 			return err
@@ -152,6 +155,22 @@ func (p *plans) Apply(ctx context.Context, names []string, all []engine.Status) 
 		}
 	}
 	return p.durable.Apply(ctx, last...)
+}
+
+// blocked says what keeps the durable plan, or the named steps of it, from being
+// done: known before anything is written, so that nothing is begun.
+func blocked(all []engine.Status, names, durable []string) error {
+	var errs []error
+	for _, st := range all {
+		wanted := len(names) == 0 || slices.ContainsFunc(durable, func(name string) bool { n, _, _ := strings.Cut(name, "/"); return is(n, st.Name) })
+		if !isDurable(st.Name) || !wanted || st.Err != nil || st.Unseen {
+			continue // what cannot be looked at is said by whoever tries
+		}
+		if st.State == step.Blocked {
+			errs = append(errs, fmt.Errorf("%s: %w", st.Name, &engine.BlockedError{Why: st.Why, Next: st.Hint}))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // has says whether a step of that noun is in the plan.
@@ -191,14 +210,14 @@ func (p *plans) Rollback(ctx context.Context, keep []string, all []engine.Status
 	if err := p.durable.TurnOff(keep...); err != nil {
 		return nil, err
 	}
-	if p.runtime == nil {
-		return nil, p.durable.Rollback(ctx, keep...)
-	}
 	if err := p.durable.Rollback(ctx, append([]string{unit.StepName}, keep...)...); err != nil {
 		if slices.ContainsFunc(all, func(st engine.Status) bool { return st.Ours && !is(kubeletNoun, st.Name) }) {
 			err = errors.Join(err, errors.New("the rest is left in place: pods are still sent to us"))
 		}
 		return nil, err
+	}
+	if p.runtime == nil {
+		return nil, p.durable.Rollback(ctx, keep...)
 	}
 	if gate != nil {
 		if left, err := gate(ctx); err != nil || len(left) > 0 {
