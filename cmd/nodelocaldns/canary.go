@@ -234,7 +234,7 @@ func (a *app) printCanary(r canary.Report, skipped string, ours []netip.Addr) {
 			left = append(left, fmt.Sprintf("%d %s", l.n, l.text))
 		}
 	}
-	if len(left) > 0 && r.Asked > 0 {
+	if len(left) > 0 && (r.Asked > 0 || len(r.Failures) == 0) {
 		a.print("not asked from: %s\n", strings.Join(left, ", "))
 	}
 	servers := make([]string, len(ours))

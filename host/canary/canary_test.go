@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -15,6 +16,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/miekg/dns"
 
 	"nodelocaldns/host/notrack"
 	"nodelocaldns/host/pods"
@@ -89,9 +92,10 @@ func TestPodsAreAskedFromWhereTheyAre(t *testing.T) {
 	if !netns.Enter(t) {
 		return
 	}
-	for _, a := range []string{"169.254.20.10/32", "10.96.0.10/32"} {
+	for _, a := range []string{"169.254.20.10/32", "169.254.20.12/32", "10.96.0.10/32"} {
 		netns.Run(t, "ip", "addr", "add", a, "dev", "lo")
 	}
+	ownBig(t, "169.254.20.12:53")
 	const (
 		server  = "169.254.20.10:53"
 		kubeDNS = "10.96.0.10:53"
@@ -138,6 +142,7 @@ func TestPodsAreAskedFromWhereTheyAre(t *testing.T) {
 		ours   kubedns.Behaviour
 		theirs kubedns.Behaviour
 		want   string
+		asked  map[string]uint64 // of ours, by name and type
 	}{
 		{name: "all is well", want: found + "3 asked, 0 failed, ok true\n"},
 		{
@@ -173,6 +178,17 @@ func TestPodsAreAskedFromWhereTheyAre(t *testing.T) {
 				"size: 3 of 3 pods would be worse off: small replies arrive, those over 1232 bytes do not\n",
 		},
 		{
+			name:   "big replies to the resolver's own name are dropped",
+			rules:  []string{"-A OUTPUT -o pod+ -s 169.254.20.12 -m length --length 1300: -j DROP"},
+			theirs: kubedns.Behaviour{Rcode: "REFUSED"}, // it does not know the name
+			more: func(c *Config) {
+				c.Servers = []netip.AddrPort{netip.MustParseAddrPort("169.254.20.12:53")}
+				c.Big, c.External, c.Pods = "", "", all[:1]
+			},
+			want: "1 running, 0 in the node's network, 0 unseen, 0 ended; 1 asked, 1 failed, ok false\n" + every(three[1:2], "big tcp: silent: no answer") +
+				"size: 1 of 1 pods would be worse off: small replies arrive, those over 1232 bytes do not\n",
+		},
+		{
 			name:  "a policy keeps one pod from us, but not from kube-dns",
 			rules: []string{"-A INPUT -i pod2 -d 169.254.20.10 -j DROP"},
 			more:  func(c *Config) { c.External = "" },
@@ -189,7 +205,7 @@ func TestPodsAreAskedFromWhereTheyAre(t *testing.T) {
 		},
 		{
 			name:  "there is no way to us",
-			rules: []string{"-A INPUT -i pod+ -d 169.254.20.10 -j REJECT --reject-with icmp-admin-prohibited"},
+			rules: []string{"-A INPUT -i pod+ -d 169.254.20.10 -j REJECT --reject-with icmp-net-unreachable"},
 			more:  func(c *Config) { c.External, c.Big = "", "none.invalid" },
 			want: found + "3 asked, 3 failed, ok false\n" + every(three, "cluster udp: unreachable: unreachable", "cluster tcp: unreachable: unreachable") +
 				"note: no reply over 1232 bytes was asked for: nothing on this node has one for none.invalid.\n" +
@@ -197,7 +213,6 @@ func TestPodsAreAskedFromWhereTheyAre(t *testing.T) {
 		},
 		{
 			name: "nobody has an answer for an outside name, and nothing here is big",
-			ours: kubedns.Behaviour{}, theirs: kubedns.Behaviour{},
 			more: func(c *Config) { c.External, c.Big = "outside.invalid", "" },
 			want: found + "3 asked, 0 failed, ok true\nnote: no reply over 1232 bytes was asked for: nothing on this node has one for canary.nodelocaldns.\n",
 		},
@@ -208,6 +223,8 @@ func TestPodsAreAskedFromWhereTheyAre(t *testing.T) {
 				"warning: the node cluster udp: bad: SERVFAIL; kube-dns does not answer it either\nwarning: the node cluster tcp: bad: SERVFAIL; kube-dns does not answer it either\n" +
 				"warning: the node external udp: bad: SERVFAIL; kube-dns does not answer it either\nwarning: the node external tcp: bad: SERVFAIL; kube-dns does not answer it either\n" +
 				"note: no reply over 1232 bytes was asked for: nothing on this node has one for big.shop.svc.cluster.local.\n",
+			// On the node twice over each protocol, and the first from pods.
+			asked: map[string]uint64{"kubernetes.default.svc.cluster.local. A": 4 + 3*2, "example.com. A": 4},
 		},
 		{
 			name: "ours fails where kube-dns does not",
@@ -254,6 +271,7 @@ func TestPodsAreAskedFromWhereTheyAre(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			ours.Reset()
 			cfg := cfg
 			if tt.more != nil {
 				tt.more(&cfg)
@@ -265,9 +283,70 @@ func TestPodsAreAskedFromWhereTheyAre(t *testing.T) {
 			if got := show(r); got != tt.want {
 				t.Errorf("got\n%swant\n%s", got, tt.want)
 			}
+			for name, want := range tt.asked {
+				if got := ours.Counts().Names[name]; got != want {
+					t.Errorf("asked %d times for %s, want %d", got, name, want)
+				}
+			}
 		})
 	}
 	t.Run("no thread stays there", func(t *testing.T) { noThreadStays(t, all[0].PID) })
+}
+
+// ownBig serves [OwnBig] as the resolver does: whole over TCP, cut over UDP.
+func ownBig(t *testing.T, addr string) {
+	t.Helper()
+	for _, proto := range protos {
+		ready := make(chan struct{})
+		s := &dns.Server{Addr: addr, Net: proto, NotifyStartedFunc: func() { close(ready) }}
+		s.Handler = dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+			m := new(dns.Msg).SetReply(q)
+			if q.Question[0].Name == OwnBig && q.Question[0].Qclass == dns.ClassCHAOS {
+				h := dns.RR_Header{Name: OwnBig, Rrtype: dns.TypeTXT, Class: dns.ClassCHAOS}
+				m.Answer = []dns.RR{&dns.TXT{Hdr: h, Txt: slices.Repeat([]string{strings.Repeat("x", 255)}, 16)}}
+			}
+			if w.LocalAddr().Network() == "udp" {
+				m.Truncate(Big)
+			}
+			_ = w.WriteMsg(m)
+		})
+		go func() { _ = s.ListenAndServe() }()
+		t.Cleanup(func() { _ = s.Shutdown() })
+		<-ready
+	}
+}
+
+// Over UDP a reply to somebody else may come first.
+func TestOnlyTheReplyToTheQuestionCounts(t *testing.T) {
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pc.Close()
+	go func() {
+		buf := make([]byte, 512)
+		n, from, err := pc.ReadFrom(buf)
+		if err != nil {
+			return
+		}
+		q := new(dns.Msg)
+		if q.Unpack(buf[:n]) != nil {
+			return
+		}
+		_, _ = pc.WriteTo(buf[:n], from) // no reply
+		other := new(dns.Msg).SetRcode(q, dns.RcodeRefused)
+		other.Id++
+		for _, m := range []*dns.Msg{other, new(dns.Msg).SetRcode(q, dns.RcodeNameError)} {
+			text, _ := m.Pack()
+			_, _ = pc.WriteTo(text, from)
+		}
+	}()
+	r := &run{Config: Config{Patience: 10 * time.Second, Now: time.Now}}
+	q := questions(Config{Cluster: "x.example"})[0]
+	o := r.ask(t.Context(), node{}, pc.LocalAddr().(*net.UDPAddr).AddrPort(), "udp", q)
+	if what, detail, failed := o.judge(q); failed || o.rcode != dns.RcodeNameError {
+		t.Errorf("got %+v: %s, %s; want NXDOMAIN", o, what, detail)
+	}
 }
 
 // noThreadStays enters a namespace many times and looks where goroutines are.
