@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"nodelocaldns/host/kubelet"
 )
 
 // The oldest that this program is made for. Nothing older was tried.
@@ -83,13 +85,8 @@ func (e *Env) systemd(ctx context.Context) []Result {
 // it. Answering costs it some tens of milliseconds and touches nothing.
 func (e *Env) kubernetes(ctx context.Context) []Result {
 	f, _ := e.Kubelet(ctx)
-	program := f.Program
-	switch {
-	case f.PID != 0:
-		program = e.proc(fmt.Sprintf("%d/exe", f.PID))
-	case !slices.Contains([]string{"kubelet", "k3s", "rke2"}, path.Base(program)):
-		return nil // others may do something else when called so
-	case !e.exists(program):
+	program := e.kubeletProgram(f)
+	if program == "" {
 		return nil
 	}
 	text, err := e.Version(ctx, program)
@@ -112,6 +109,24 @@ func (e *Env) kubernetes(ctx context.Context) []Result {
 			"%s: a restart of this kubelet makes pods with readiness probes unready for a moment", version)
 	}
 	return ok("%s", version)
+}
+
+// kubeletProgram is what to ask for the version, or "" where there is nothing
+// that is known to answer and do no more.
+func (e *Env) kubeletProgram(f kubelet.Facts) string {
+	if f.PID != 0 {
+		return e.proc(fmt.Sprintf("%d/exe", f.PID))
+	}
+	names := []string{f.Program}
+	if !path.IsAbs(f.Program) { // it is one with its distribution
+		names = []string{"/usr/local/bin/" + f.Program, "/usr/bin/" + f.Program, "/opt/rke2/bin/" + f.Program}
+	}
+	for _, name := range names {
+		if slices.Contains([]string{"kubelet", "k3s", "rke2"}, path.Base(name)) && e.exists(name) {
+			return e.Tree.Path(name)
+		}
+	}
+	return ""
 }
 
 // release is a version of Kubernetes in what a program prints of itself.
