@@ -300,7 +300,7 @@ func (e *examination) kubeDNS(ctx context.Context) []doctor.Result {
 	if len(servers) == 0 {
 		return nil
 	}
-	name := "kubernetes.default.svc." + e.cfg.Cluster.Domain + "."
+	name := e.everywhere()
 	var out []doctor.Result
 	for _, s := range servers {
 		errs, rcode := map[string]error{}, dns.RcodeSuccess
@@ -321,9 +321,9 @@ func (e *examination) kubeDNS(ctx context.Context) []doctor.Result {
 		case errs["udp"] != nil:
 			out = append(out, found(doctor.Warning, "let UDP port 53 through to kube-dns: pods ask it so when we do not answer", "%s does not answer over UDP: %s", s, reason(errs["udp"])))
 		case rcode == dns.RcodeNameError:
-			out = append(out, found(doctor.Warning, "set cluster.domain to the kubelet's clusterDomain", "%s knows no %s: the cluster may have another domain", s, strings.TrimSuffix(name, ".")))
+			out = append(out, found(doctor.Warning, "set cluster.domain to the kubelet's clusterDomain", "%s knows no %s: the cluster may have another domain", s, name))
 		case rcode != dns.RcodeSuccess:
-			out = append(out, found(doctor.Warning, look, "%s answers %s for %s", s, dns.RcodeToString[rcode], strings.TrimSuffix(name, ".")))
+			out = append(out, found(doctor.Warning, look, "%s answers %s for %s", s, dns.RcodeToString[rcode], name))
 		default:
 			out = append(out, found(doctor.OK, "", "%s answers over UDP and TCP", s))
 		}
@@ -345,7 +345,7 @@ func reason(err error) string {
 // askServer asks once. The rights and the route are those of the resolver.
 func askServer(ctx context.Context, network string, server netip.AddrPort, name string) (int, error) {
 	c := dns.Client{Net: network, Timeout: 2 * time.Second}
-	m, _, err := c.ExchangeContext(ctx, new(dns.Msg).SetQuestion(name, dns.TypeA), server.String())
+	m, _, err := c.ExchangeContext(ctx, new(dns.Msg).SetQuestion(dns.Fqdn(name), dns.TypeA), server.String())
 	if err != nil {
 		return 0, err
 	}
@@ -390,6 +390,9 @@ func (e *examination) resolvConf(ctx context.Context) []doctor.Result {
 	return out
 }
 
+// unseenControl is what askControl says without the rights to ask.
+const unseenControl = "not seen: needs root"
+
 // resolver asks the resolver about itself. It is asked only if it runs: where
 // systemd holds its sockets, to ask would be to start it.
 func (e *examination) resolver(ctx context.Context) []doctor.Result {
@@ -409,9 +412,15 @@ func (e *examination) resolver(ctx context.Context) []doctor.Result {
 	case err != nil:
 		out = append(out, found(doctor.Error, "journalctl -u nodelocaldns; systemctl restart nodelocaldns", "%s", err))
 	}
+	if len(out) == 0 {
+		out = e.answers(ctx)
+	}
 	rs := e.control(ctx)
-	if !rs.Running {
+	switch {
+	case !rs.Running && rs.Why == unseenControl:
 		return append(out, found(doctor.Info, "", "%s", rs.Why))
+	case !rs.Running:
+		return append(out, found(doctor.Warning, "journalctl -u nodelocaldns", "it runs, and does not tell of itself: %s", rs.Why))
 	}
 	for _, u := range rs.Upstreams {
 		if u.Down {
@@ -422,6 +431,9 @@ func (e *examination) resolver(ctx context.Context) []doctor.Result {
 		out = append(out, found(doctor.Warning, "what do the upstreams forward to? None of them may ask us", "%d of its own queries came back to it: an upstream forwards to us", q.Loops))
 	}
 	if c := rs.Config; c != nil {
+		if len(c.ClusterDNS) == 0 && len(e.env.KubeDNS(ctx)) > 0 {
+			out = append(out, found(doctor.Warning, "guard tells it: systemctl status nodelocaldns-guard; or set cluster.dns", "it has not been told yet who kube-dns is"))
+		}
 		if info, err := os.Stat(c.File); err == nil && info.ModTime().After(c.Loaded) {
 			out = append(out, found(doctor.Info, "nodelocaldns config check; systemctl reload nodelocaldns", "%s is newer than what the resolver goes by", c.File))
 		}
@@ -434,4 +446,29 @@ func (e *examination) resolver(ctx context.Context) []doctor.Result {
 	}
 	return one(doctor.OK, "", "it answers; %d queries over UDP and %d over TCP in %s, %d of them got no reply in time",
 		rs.Queries.UDP, rs.Queries.TCP, ago(time.Duration(*rs.Uptime)*time.Second), rs.Queries.Timeouts)
+}
+
+// answers asks the resolver for the name that every cluster has, as a pod would.
+func (e *examination) answers(ctx context.Context) []doctor.Result {
+	if len(e.cfg.Resolver(e.env.KubeDNS(ctx)).ClusterDNS) == 0 {
+		return nil // nobody knows
+	}
+	var out []doctor.Result
+	for _, s := range e.cfg.Resolver(nil).Listen {
+		for _, network := range []string{"udp", "tcp"} {
+			const look = "see the check kube-dns, and the upstreams in nodelocaldns status"
+			switch rcode, err := e.ask(ctx, network, s, e.everywhere()); {
+			case err != nil:
+				out = append(out, found(doctor.Error, "journalctl -u nodelocaldns", "%s does not answer over %s: %s", s, strings.ToUpper(network), reason(err)))
+			case rcode != dns.RcodeSuccess && rcode != dns.RcodeNameError:
+				out = append(out, found(doctor.Error, look, "%s answers %s over %s for %s", s, dns.RcodeToString[rcode], strings.ToUpper(network), e.everywhere()))
+			}
+		}
+	}
+	return out
+}
+
+// everywhere is a name that every cluster has.
+func (e *examination) everywhere() string {
+	return "kubernetes.default.svc." + e.cfg.Cluster.Domain
 }

@@ -63,7 +63,7 @@ func (e *examination) well() {
 		v, uptime := thisVersion(), int64(3600)
 		return resolverStatus{
 			Running: true, PID: 401, Version: &v, Since: &since, Uptime: &uptime,
-			Config:    &configFacts{File: "/nonexistent/config.yaml", Loaded: since},
+			Config:    &configFacts{File: "/nonexistent/config.yaml", Loaded: since, ClusterDNS: []netip.AddrPort{netip.MustParseAddrPort("10.96.0.10:53")}},
 			Queries:   &queryFacts{UDP: 1200, TCP: 34, Timeouts: 2},
 			Upstreams: []upstreamStatus{{Server: netip.MustParseAddrPort("10.96.0.10:53"), Proto: "tcp", Queries: 120}},
 		}
@@ -157,7 +157,7 @@ func TestDoctorOnWhatOnlyWeKnow(t *testing.T) {
 	answers := func(udp, tcp error, rcode int) func(*examination) {
 		return func(e *examination) {
 			e.ask = func(_ context.Context, network string, _ netip.AddrPort, name string) (int, error) {
-				if name != "kubernetes.default.svc.cluster.local." {
+				if name != "kubernetes.default.svc.cluster.local" {
 					return 0, errors.New("asked for " + name)
 				}
 				if network == "udp" {
@@ -256,13 +256,31 @@ info resolver: not seen: needs root ()
 			rs.Version = &version{Version: "v0.0.1", Go: "go1.0"}
 			rs.Queries.Loops = 3
 			rs.Upstreams[0].Down, rs.Upstreams[0].Errors = true, 7
+			rs.Config.ClusterDNS = nil
 			rs.Config.File = "/dev/null" // younger than 2026-01-02, or this machine's clock is off
 		}), "resolver", `warning resolver: upstream 10.96.0.10:53 (tcp) failed lately: 7 of 120 questions without a reply (ask it yourself from this node: dig @10.96.0.10)
 warning resolver: 3 of its own queries came back to it: an upstream forwards to us (what do the upstreams forward to? None of them may ask us)
+warning resolver: it has not been told yet who kube-dns is (guard tells it: systemctl status nodelocaldns-guard; or set cluster.dns)
 info resolver: /dev/null is newer than what the resolver goes by (nodelocaldns config check; systemctl reload nodelocaldns)
 info resolver: the resolver that runs is another build: v0.0.1 go1.0 (systemctl restart nodelocaldns)
 `},
 
+		{"a resolver that does not tell", "applied", func(e *examination) {
+			e.control = func(context.Context) resolverStatus { return resolverStatus{Why: "asking run/control.sock: timeout"} }
+		}, "resolver", "warning resolver: it runs, and does not tell of itself: asking run/control.sock: timeout (journalctl -u nodelocaldns)\n"},
+		{"a resolver that fails", "applied", func(e *examination) {
+			e.ask = func(_ context.Context, network string, s netip.AddrPort, name string) (int, error) {
+				switch {
+				case !s.Addr().IsLinkLocalUnicast() || name != "kubernetes.default.svc.cluster.local":
+					return dns.RcodeSuccess, nil
+				case network == "tcp":
+					return 0, refused
+				}
+				return dns.RcodeServerFailure, nil
+			}
+		}, "resolver", `error resolver: 169.254.20.10:53 answers SERVFAIL over UDP for kubernetes.default.svc.cluster.local (see the check kube-dns, and the upstreams in nodelocaldns status)
+error resolver: 169.254.20.10:53 does not answer over TCP: connection refused (journalctl -u nodelocaldns)
+`},
 		{"a node that asks us itself", "kubeadm", nodeAsks("nameserver 169.254.20.10\nnameserver 192.0.2.1\n"), "resolv.conf",
 			"warning resolv.conf: /etc/resolv.conf names 169.254.20.10: kube-dns pods on this node may forward to us what we forward to them (name the network's own servers there: pods need no such line, the kubelet names us to them)\n"},
 		{"a node that names a stub alone", "kubeadm", nodeAsks("nameserver 127.0.0.53\n"), "resolv.conf",

@@ -190,10 +190,10 @@ func (e *Env) leftovers(context.Context) []Result {
 	}
 	slices.Sort(where)
 	if runs {
-		return info("", "%d rules of the DaemonSet node-local-dns for %s: it runs here and takes them away itself", n, strings.Join(where, ", "))
+		return info("", "%s of the DaemonSet node-local-dns for %s: it runs here and takes them away itself", plural(n, "rule"), strings.Join(where, ", "))
 	}
 	return warning(`iptables-save | grep "`+nodeCacheComment+`" names them; delete each with iptables -D, once no pod of the DaemonSet is to come back here`,
-		"%d rules of the DaemonSet node-local-dns for %s are left, and no node-cache runs", n, strings.Join(where, ", "))
+		"%s of the DaemonSet node-local-dns for %s left behind: no node-cache runs", plural(n, "rule"), strings.Join(where, ", "))
 }
 
 // untrackedKubeDNS is about rules that break the second nameserver of every

@@ -128,7 +128,9 @@ func (e *Env) holder(s Socket) string {
 	return all[s.inode]
 }
 
-// ours says whether a holder is the resolver, or systemd on its behalf.
+// ours says whether a holder is the resolver, or systemd on its behalf: until
+// the program is there, its process has the last eight bytes of the name, in
+// parentheses.
 func ours(holder string) bool {
-	return strings.HasPrefix(holder, "nodelocaldns") || holder == "systemd (pid 1)"
+	return strings.HasPrefix(holder, "nodelocaldns") || strings.HasPrefix(holder, "(localdns) ") || holder == "systemd (pid 1)"
 }
