@@ -199,7 +199,7 @@ func (d *live) String() string {
 func (d *live) clean() error {
 	if _, err := os.Stat(filepath.Join(d.root, host.StateDir, "journal.json")); !errors.Is(err, fs.ErrNotExist) {
 		text, _ := os.ReadFile(filepath.Join(d.root, host.StateDir, "journal.json"))
-		return fmt.Errorf("the journal is still there: %v\n%s", err, text)
+		return fmt.Errorf("the journal is still there: %s", text)
 	}
 	return nil
 }
@@ -281,7 +281,7 @@ func TestAKubeletIsAsItWasOrAsWantedAfterAFaultAnywhere(t *testing.T) {
 // liveFaults are the faults that lead to states of their own: to lose power
 // before a write is to have lost it after the one before.
 var liveFaults = slices.DeleteFunc(slices.Clone(faults), func(f fault) bool {
-	return f.err == syscall.EROFS || f.cut && !f.done && !f.torn
+	return errors.Is(f.err, syscall.EROFS) || f.cut && !f.done && !f.torn
 })
 
 func (s scene) everyFault(t *testing.T, k nodeKind) {

@@ -188,7 +188,7 @@ func (b Bus) Restart(ctx context.Context, unit string) (string, error) {
 
 // job queues a job and waits for its result.
 func (b Bus) job(ctx context.Context, unit string,
-	queue func(c *dbus.Conn, ctx context.Context, unit, mode string, result chan<- string) (int, error), //nolint:revive // the order of a method expression
+	queue func(c *dbus.Conn, ctx context.Context, unit, mode string, result chan<- string) (int, error),
 ) (string, error) {
 	conn, err := b.connect(ctx)
 	if err != nil {

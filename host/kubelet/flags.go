@@ -54,12 +54,12 @@ func flags(args []string) ([]flag, error) {
 		name, value, given := strings.Cut(arg[2:], "=")
 		f := flag{name: strings.ReplaceAll(name, "_", "-"), value: value, first: i, last: i}
 		if !given {
-			switch {
-			case i+1 == len(args):
+			switch rest := args[i+1:]; {
+			case len(rest) == 0:
 				f.bare = true
-			case wantsValue[f.name] || !strings.HasPrefix(args[i+1], "-"):
+			case wantsValue[f.name] || !strings.HasPrefix(rest[0], "-"):
 				i++
-				f.value, f.last = args[i], i
+				f.value, f.last = rest[0], i
 			default:
 				f.bare = true
 			}
