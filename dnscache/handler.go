@@ -53,6 +53,14 @@ func (s *Server) answer(c *counters, q *question, pkt, out []byte, limit int, no
 		c.malformed.Add(1)
 		return nil, dropped
 	default:
+		if verdict == wire.Forbidden && isCanary(&q.query) {
+			c.queries.Add(1)
+			c.replied(wire.NoError)
+			if limit == 0 {
+				limit = q.query.Limit()
+			}
+			return appendCanary(out, &q.query, limit), replied
+		}
 		if verdict == wire.Malformed {
 			c.malformed.Add(1)
 		} else {

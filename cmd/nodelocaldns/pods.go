@@ -15,7 +15,7 @@ import (
 	"nodelocaldns/host/pods"
 )
 
-// podJSON is a pod in status --json, rollback --json and canary --json.
+// podJSON is a pod in status --json and rollback --json.
 type podJSON struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`

@@ -71,6 +71,7 @@ const (
 	TypeANY   uint16 = 255
 
 	ClassIN uint16 = 1
+	ClassCH uint16 = 3
 )
 
 // Extended DNS Errors that the resolver gives (RFC 8914, IANA).
