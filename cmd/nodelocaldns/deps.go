@@ -178,17 +178,38 @@ func newResolver(cfg dnscache.Config, log *slog.Logger, packets []*net.UDPConn, 
 	return dnscache.New(cfg, dnscache.Deps{Log: log, Packets: packets, Streams: streams, ResolvConf: resolvConfs})
 }
 
+// handedOver are sockets that systemd opened for us. It has them too: what is
+// in them when we end is there for the next process.
+type handedOver struct {
+	packets []*net.UDPConn
+	streams []*net.TCPListener
+	control *net.UnixListener // nil: none
+}
+
 // adopt takes over the sockets systemd opened for us, if any. One that is not
-// at an address of listen is closed: we answer only where we were asked to.
-func adopt(listen []netip.AddrPort, log *slog.Logger) ([]*net.UDPConn, []*net.TCPListener) {
-	var packets []*net.UDPConn
-	var streams []*net.TCPListener
+// at an address of listen is closed: we answer only where we were asked to. So
+// is a control socket elsewhere than in runDir, where nobody would ask.
+func adopt(listen []netip.AddrPort, runDir string, log *slog.Logger) handedOver {
+	var h handedOver
+	control := filepath.Join(runDir, controlSocket)
+	if abs, err := filepath.Abs(control); err == nil {
+		control = abs
+	}
 	have := map[string]bool{}
 	for _, f := range activation.Files(true) {
 		conn, at := adopted(f)
 		_ = f.Close() // conn is a copy
-		if conn == nil {
-			log.Warn("closing a handed over file that is no UDP or listening TCP socket", "file", f.Name())
+		switch c := conn.(type) {
+		case nil:
+			log.Warn("closing a handed over file that is no UDP, listening TCP or control socket", "file", f.Name())
+			continue
+		case *net.UnixListener:
+			if path := c.Addr().String(); path != control || h.control != nil {
+				log.Warn("closing a handed over control socket that is not that of --run-dir", "path", path, "wanted", control)
+				_ = c.Close()
+				continue
+			}
+			h.control = c
 			continue
 		}
 		if !slices.Contains(listen, at) {
@@ -198,10 +219,10 @@ func adopt(listen []netip.AddrPort, log *slog.Logger) ([]*net.UDPConn, []*net.TC
 		}
 		switch c := conn.(type) {
 		case *net.UDPConn:
-			packets = append(packets, c)
+			h.packets = append(h.packets, c)
 			have["udp "+at.String()] = true
 		case *net.TCPListener:
-			streams = append(streams, c)
+			h.streams = append(h.streams, c)
 			have["tcp "+at.String()] = true
 		}
 	}
@@ -209,15 +230,16 @@ func adopt(listen []netip.AddrPort, log *slog.Logger) ([]*net.UDPConn, []*net.TC
 		for _, at := range listen {
 			for _, proto := range []string{"udp", "tcp"} {
 				if !have[proto+" "+at.String()] {
-					log.Warn("no socket was handed over for a configured address: nobody answers there", "proto", proto, "address", at)
+					log.Info("no socket was handed over for a configured address: making one", "proto", proto, "address", at)
 				}
 			}
 		}
 	}
-	return packets, streams
+	return h
 }
 
-// adopted is f as a *net.UDPConn or *net.TCPListener, and its address.
+// adopted is f as a *net.UDPConn or *net.TCPListener and its address, or as a
+// *net.UnixListener; nil for anything else.
 func adopted(f *os.File) (interface{ Close() error }, netip.AddrPort) {
 	if pc, err := net.FilePacketConn(f); err == nil {
 		if udp, ok := pc.(*net.UDPConn); ok {
@@ -226,8 +248,11 @@ func adopted(f *os.File) (interface{ Close() error }, netip.AddrPort) {
 		_ = pc.Close()
 	}
 	if l, err := net.FileListener(f); err == nil {
-		if tcp, ok := l.(*net.TCPListener); ok {
-			return tcp, unmapped(tcp.Addr().(*net.TCPAddr).AddrPort())
+		switch l := l.(type) {
+		case *net.TCPListener:
+			return l, unmapped(l.Addr().(*net.TCPAddr).AddrPort())
+		case *net.UnixListener:
+			return l, netip.AddrPort{} // which leaves its name in the file system when it is closed
 		}
 		_ = l.Close()
 	}

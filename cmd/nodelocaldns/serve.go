@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"strings"
@@ -82,19 +83,15 @@ func (a *app) serve(ctx context.Context) error {
 	s := &serving{log: log, started: time.Now(), path: a.under(a.configPath), metrics: newMetrics(thisVersion())}
 	s.config.Store(&loaded{cfg, s.started})
 
-	control, err := listenControl(a.runDir)
-	var taken *takenError
-	switch {
-	case errors.As(err, &taken):
+	given := adopt(cfg.Resolver(nil).Listen, a.runDir, log)
+	control, err := a.control(given, log)
+	if err != nil {
 		return err
-	case err != nil:
-		log.Info("no control socket: status will not see this resolver", "error", err)
-	default:
+	}
+	if control != nil {
 		defer control.Close()
 	}
-
-	packets, streams := adopt(cfg.Resolver(nil).Listen, log)
-	s.resolver, err = newResolver(cfg.Resolver(nil), log, packets, streams)
+	s.resolver, err = newResolver(cfg.Resolver(nil), log, given.packets, given.streams)
 	if err != nil {
 		return explainBind(err, cfg.Listen.Port, "listen.port or listen.addresses")
 	}
@@ -120,7 +117,7 @@ func (a *app) serve(ctx context.Context) error {
 		return explainBind(err, cfg.Listen.Port, "listen.port or listen.addresses")
 	case <-s.Ready():
 	}
-	log.Info("serving", "listen", s.probe.String(), "adopted", len(packets)+len(streams), "config", s.path, "version", thisVersion().String())
+	log.Info("serving", "listen", s.probe.String(), "adopted", len(given.packets)+len(given.streams), "config", s.path, "version", thisVersion().String())
 	notify("READY=1", "STATUS="+s.line())
 	outside.Go(func() { s.feedWatchdog(seen) })
 
@@ -155,6 +152,24 @@ func (a *app) serve(ctx context.Context) error {
 	err = <-resolved
 	log.Info("stopped", "queries", s.totals().queries)
 	return err
+}
+
+// control is where status asks: the socket that was handed over, else one of our
+// own. Nil where there can be none: the resolver goes on without.
+func (a *app) control(given handedOver, log *slog.Logger) (net.Listener, error) {
+	if given.control != nil {
+		return given.control, nil
+	}
+	l, err := listenControl(a.runDir)
+	var taken *takenError
+	if errors.As(err, &taken) {
+		return nil, err
+	}
+	if err != nil {
+		log.Info("no control socket: status will not see this resolver", "error", err)
+		return nil, nil
+	}
+	return l, nil
 }
 
 // servable reads the configuration and checks that a resolver can run on it.
