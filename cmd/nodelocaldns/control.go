@@ -85,6 +85,7 @@ type configFacts struct {
 	Loaded     time.Time        `json:"loaded"`
 	Listen     []netip.AddrPort `json:"listen"`
 	ClusterDNS []netip.AddrPort `json:"cluster_dns"`
+	DNSSource  string           `json:"cluster_dns_source"` // what names them: cluster.dns, what guard found, or that it has found none yet
 }
 
 type queryFacts struct {
@@ -128,7 +129,8 @@ func (s *serving) status(now time.Time) resolverStatus {
 			File:       s.path,
 			Loaded:     cfg.at,
 			Listen:     s.probe.addrs,
-			ClusterDNS: append([]netip.AddrPort{}, cfg.Cluster.DNS...),
+			ClusterDNS: append([]netip.AddrPort{}, cfg.resolver().ClusterDNS...),
+			DNSSource:  cfg.source(),
 		},
 		Queries: &queryFacts{
 			UDP: st.Queries[dnscache.UDP], TCP: st.Queries[dnscache.TCP],

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"strings"
 	"syscall"
 	"time"
 
@@ -34,11 +33,7 @@ type prober struct {
 }
 
 func (p *prober) String() string {
-	ss := make([]string, len(p.addrs))
-	for i, a := range p.addrs {
-		ss[i] = a.String()
-	}
-	return strings.Join(ss, " ")
+	return addressWords(p.addrs)
 }
 
 // ask returns nil when every address answers. Otherwise the error says which

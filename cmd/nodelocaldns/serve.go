@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,6 +20,8 @@ import (
 
 	"nodelocaldns/cmd/nodelocaldns/internal/config"
 	"nodelocaldns/dnscache"
+	"nodelocaldns/host/facts"
+	"nodelocaldns/host/fsys"
 )
 
 // A resolver is what serve needs of [dnscache.Server].
@@ -33,9 +37,14 @@ func (a *app) serveCommand() *cobra.Command {
 		Use:   "serve",
 		Short: "the resolver, in the foreground",
 		Long: `The resolver, in the foreground. It adopts the sockets systemd hands over, or
-makes its own. SIGHUP reads the configuration again (listen excepted) and keeps
-the old one if the new one is wrong; SIGTERM answers what is in flight and ends.
-It needs no root: ports below 1024 need CAP_NET_BIND_SERVICE.`,
+makes its own where none is handed over. SIGHUP reads the configuration again
+(listen excepted) and keeps the old one if the new one is wrong; SIGTERM answers
+what is in flight and ends. It needs no root: ports below 1024 need
+CAP_NET_BIND_SERVICE.
+
+With cluster.dns: auto it asks the kube-dns that guard has found out, and follows
+when guard finds another. Until guard has found one, names that kube-dns answers
+get SERVFAIL at once, so that clients ask their next nameserver.`,
 		Args: args(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.running(cmd); err != nil {
@@ -55,16 +64,33 @@ type serving struct {
 	log     *slog.Logger
 	started time.Time
 	path    string // of the configuration
+	run     fsys.Dir
 	metrics *metrics
 	probe   *prober
 
-	config atomic.Pointer[loaded]
+	config  atomic.Pointer[loaded]
+	unknown string // why the facts could not be read when last tried; of serve's goroutine alone
 }
 
-// loaded is a configuration in effect, and since when.
+// loaded is a configuration in effect, since when, and what is known besides.
 type loaded struct {
 	config.Config
-	at time.Time
+	at    time.Time
+	found facts.Facts
+}
+
+// resolver is what the resolver goes by.
+func (l *loaded) resolver() dnscache.Config { return l.Resolver(l.found.ClusterDNS) }
+
+// source is what names kube-dns.
+func (l *loaded) source() string {
+	switch {
+	case !l.Cluster.Auto:
+		return "cluster.dns"
+	case len(l.found.ClusterDNS) == 0:
+		return "not known yet"
+	}
+	return l.found.Source
 }
 
 func (a *app) serve(ctx context.Context) error {
@@ -80,10 +106,12 @@ func (a *app) serve(ctx context.Context) error {
 		return err
 	}
 	log := a.logger()
-	s := &serving{log: log, started: time.Now(), path: a.under(a.configPath), metrics: newMetrics(thisVersion())}
-	s.config.Store(&loaded{cfg, s.started})
+	s := &serving{log: log, started: time.Now(), path: a.under(a.configPath), run: fsys.Dir(a.runDir), metrics: newMetrics(thisVersion())}
+	begin := &loaded{cfg, s.started, s.facts(facts.Facts{})}
+	s.config.Store(begin)
+	listen := begin.resolver().Listen
 
-	given := adopt(cfg.Resolver(nil).Listen, a.runDir, log)
+	given := adopt(listen, a.runDir, log)
 	control, err := a.control(given, log)
 	if err != nil {
 		return err
@@ -91,12 +119,12 @@ func (a *app) serve(ctx context.Context) error {
 	if control != nil {
 		defer control.Close()
 	}
-	s.resolver, err = newResolver(cfg.Resolver(nil), log, given.packets, given.streams)
+	s.resolver, err = newResolver(begin.resolver(), log, given.packets, given.streams)
 	if err != nil {
 		return explainBind(err, cfg.Listen.Port, "listen.port or listen.addresses")
 	}
 	s.metrics.watch(s.resolver)
-	s.probe = &prober{addrs: cfg.Resolver(nil).Listen}
+	s.probe = &prober{addrs: listen}
 
 	// What is seen from outside ends after the resolver: a scrape or a status
 	// during the last second still gets an answer.
@@ -118,11 +146,15 @@ func (a *app) serve(ctx context.Context) error {
 	case <-s.Ready():
 	}
 	log.Info("serving", "listen", s.probe.String(), "adopted", len(given.packets)+len(given.streams), "config", s.path, "version", thisVersion().String())
+	if begin.resolver().AwaitClusterDNS {
+		log.Info("kube-dns is not known yet: what it would answer gets SERVFAIL until guard has found it out")
+	}
 	notify("READY=1", "STATUS="+s.line())
 	outside.Go(func() { s.feedWatchdog(seen) })
 
-	tick := time.NewTicker(statusEvery)
+	tick, look := time.NewTicker(statusEvery), time.NewTicker(factsEvery)
 	defer tick.Stop()
+	defer look.Stop()
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
@@ -133,6 +165,10 @@ func (a *app) serve(ctx context.Context) error {
 			}
 		case <-tick.C:
 			notify("STATUS=" + s.line())
+		case <-look.C:
+			if s.learn() {
+				notify("STATUS=" + s.line())
+			}
 		case <-hup:
 			notify("RELOADING=1", monotonic(), "STATUS=reloading")
 			if cfg, err := a.reload(s); err != nil {
@@ -191,19 +227,66 @@ func (a *app) reload(s *serving) (config.Config, error) {
 	if err != nil {
 		return cfg, err
 	}
-	if err := s.Reload(cfg.Resolver(nil)); errors.Is(err, dnscache.ErrListenChanged) {
+	next := &loaded{cfg, time.Now(), s.facts(s.config.Load().found)}
+	if err := s.Reload(next.resolver()); errors.Is(err, dnscache.ErrListenChanged) {
 		return cfg, withHint(err, "restart the resolver to listen elsewhere")
 	} else if err != nil {
 		return cfg, err
 	}
-	s.config.Store(&loaded{cfg, time.Now()})
+	s.config.Store(next)
 	return cfg, nil
+}
+
+// factsEvery is how often serve looks for what guard has found out: once a
+// second, as dnscache looks at the node's resolv.conf. It is a read of some
+// bytes in memory, and finds the file whoever has replaced or removed it, and
+// its directory, meanwhile.
+const factsEvery = time.Second
+
+// facts are what guard has found out; last, as long as it has found nothing, or
+// nothing that can be read.
+func (s *serving) facts(last facts.Facts) facts.Facts {
+	now, err := facts.Read(s.run)
+	why := ""
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		why = err.Error()
+	}
+	if why != s.unknown && why != "" {
+		s.log.Warn("reading what guard has found out: going by what was known", "error", why)
+	}
+	s.unknown = why
+	if err != nil || len(now.ClusterDNS) == 0 {
+		return last
+	}
+	return now
+}
+
+// learn takes over what guard has found out since, and says whether it did.
+func (s *serving) learn() bool {
+	was := s.config.Load()
+	now := &loaded{was.Config, was.at, s.facts(was.found)}
+	if now.found.Equal(was.found) {
+		return false
+	}
+	if had, have := was.resolver().ClusterDNS, now.resolver().ClusterDNS; !slices.Equal(had, have) {
+		if err := s.Reload(now.resolver()); err != nil {
+			s.log.Error("taking over what guard has found out", cause(err)...)
+			return false
+		}
+		s.log.Info("kube-dns is known", "addresses", have, "source", now.source(), "before", had)
+	}
+	s.config.Store(now)
+	return true
 }
 
 // line is the resolver in one line, for systemd's status.
 func (s *serving) line() string {
 	t := s.totals()
-	return fmt.Sprintf("serving %s: %d queries, %s from the cache", s.probe, t.queries, percent(t.hits, t.hits+t.misses))
+	line := fmt.Sprintf("serving %s: %d queries, %s from the cache", s.probe, t.queries, percent(t.hits, t.hits+t.misses))
+	if s.config.Load().resolver().AwaitClusterDNS {
+		line += "; kube-dns is not known yet"
+	}
+	return line
 }
 
 // totals are sums over Stats that several readers want.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os/signal"
 	"strings"
 	"syscall"
@@ -204,13 +205,14 @@ func (a *app) printResolver(r resolverStatus) {
 		a.print("resolver: %s\n", r.Why)
 		return
 	}
-	listen := make([]string, len(r.Config.Listen))
-	for i, l := range r.Config.Listen {
-		listen[i] = l.String()
-	}
-	a.print("resolver: serving %s for %s, pid %d\n", strings.Join(listen, " "), ago(time.Duration(*r.Uptime)*time.Second), r.PID)
+	a.print("resolver: serving %s for %s, pid %d\n", addressWords(r.Config.Listen), ago(time.Duration(*r.Uptime)*time.Second), r.PID)
 	q, c := r.Queries, r.Cache
+	kubeDNS := "none"
+	if words := addressWords(r.Config.ClusterDNS); words != "" {
+		kubeDNS = words
+	}
 	a.table([][]string{
+		{"  kube-dns", fmt.Sprintf("%s (%s)", kubeDNS, r.Config.DNSSource)},
 		{"  queries", fmt.Sprintf("%d udp, %d tcp; %d timed out, %d malformed, %d looped, %d shed, %d dropped by full sockets", q.UDP, q.TCP, q.Timeouts, q.Malformed, q.Loops, q.Shed, q.SocketDrops)},
 		{"  cache", fmt.Sprintf("%s hits; %d entries in %s of %s; %d evicted", percent(c.Hits, c.Hits+c.Misses), c.Entries, ibytes(c.Bytes), ibytes(c.MaxBytes), c.Evictions)},
 	}, 1)
@@ -224,4 +226,13 @@ func (a *app) printResolver(r resolverStatus) {
 		rows = append(rows, []string{"  upstream", u.Server.String(), u.Proto, health, fmt.Sprintf("%d asked, %d without a reply, %s on average", u.Queries, u.Errors, mean)})
 	}
 	a.table(rows, 1)
+}
+
+// addressWords are addresses with blanks between them.
+func addressWords(list []netip.AddrPort) string {
+	words := make([]string, len(list))
+	for i, a := range list {
+		words[i] = a.String()
+	}
+	return strings.Join(words, " ")
 }
