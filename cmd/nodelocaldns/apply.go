@@ -74,7 +74,7 @@ func (a *app) apply(ctx context.Context, names []string, boot, skipCanary bool, 
 	if err != nil {
 		return nil, err
 	}
-	p, err := a.plans(cfg, a.logger(), boot)
+	p, err := a.plans(cfg, a.voice(), boot)
 	if err != nil {
 		return nil, err
 	}

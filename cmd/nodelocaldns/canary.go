@@ -159,7 +159,7 @@ func (a *app) canary(ctx context.Context, cfg config.Config, names probeNames) (
 func (a *app) kubeDNS(ctx context.Context, cfg config.Config) []netip.AddrPort {
 	f, err := facts.Read(fsys.Dir(a.runDir))
 	if err != nil || len(f.ClusterDNS) == 0 {
-		if d, derr := a.durableDeps(a.logger()); derr == nil {
+		if d, derr := a.durableDeps(a.voice()); derr == nil {
 			f, _ = findFacts(cfg, d.Node)(ctx) // without them there is less to compare with
 		}
 	}

@@ -51,7 +51,9 @@ away when it ends: pods keep the address as long as they live.`,
 				}
 			}()
 			err = g.Run(ctx)
-			notify("STOPPING=1")
+			if ctx.Err() != nil { // else it has ended a rollback, and its own unit with it
+				notify("STOPPING=1")
+			}
 			return err
 		},
 	}

@@ -80,7 +80,7 @@ func (a *app) kubeletEnv(ctx context.Context) error {
 // envFile is the content of the file, nil if there is no need of it, and whom
 // pods will ask.
 func (a *app) envFile(ctx context.Context, cfg config.Config) (text []byte, target string, err error) {
-	d, err := a.durableDeps(a.logger())
+	d, err := a.durableDeps(a.voice())
 	if err != nil {
 		return nil, "", err
 	}

@@ -43,7 +43,7 @@ blocked or cannot be seen (a blocked sysctl is a warning).`,
 			if err != nil {
 				return err
 			}
-			p, err := a.plans(cfg, a.logger(), false)
+			p, err := a.plans(cfg, a.voice(), false)
 			if err != nil {
 				return err
 			}

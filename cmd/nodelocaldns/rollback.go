@@ -78,7 +78,7 @@ func (a *app) rollback(ctx context.Context, keep []string, g gentle, out *rollba
 		a.warn("going by the journal alone: " + err.Error())
 		cfg = config.Default()
 	}
-	p, err := a.plans(cfg, a.logger(), false)
+	p, err := a.plans(cfg, a.voice(), false)
 	if err != nil {
 		return nil, err
 	}

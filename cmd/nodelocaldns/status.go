@@ -54,7 +54,7 @@ blocked or cannot be seen. With --watch, 0 when interrupted.`,
 			if err != nil {
 				return err
 			}
-			p, err := a.plans(cfg, a.logger(), false)
+			p, err := a.plans(cfg, a.voice(), false)
 			if err != nil {
 				return err
 			}
