@@ -211,7 +211,9 @@ func (a *app) control(given handedOver, log *slog.Logger) (net.Listener, error) 
 // servable reads the configuration and checks that a resolver can run on it.
 func (a *app) servable() (config.Config, error) {
 	cfg, err := a.config()
-	if err != nil {
+	if errors.Is(err, fs.ErrPermission) {
+		return cfg, withHint(err, "the resolver runs as a user of its own, who must be able to read it: chmod 644 %s", a.under(a.configPath))
+	} else if err != nil {
 		return cfg, err
 	}
 	err = cfg.Resolver(nil).Validate()
