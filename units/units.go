@@ -8,7 +8,6 @@ import (
 	"embed"
 	"fmt"
 	"net/netip"
-	"path"
 	"slices"
 	"strings"
 )
@@ -30,7 +29,6 @@ var files embed.FS
 // What the files in this directory say.
 const (
 	Program = "/usr/bin/nodelocaldns"
-	runDir  = "/run/nodelocaldns"
 	address = "169.254.20.10:53"
 	before  = "Before=kubelet.service "
 )
@@ -50,9 +48,7 @@ type Settings struct {
 	Listen     []netip.AddrPort // served over UDP and TCP
 	CacheBytes int64            // of the resolver, for all cached replies together
 	Kubelet    string           // the unit that runs the kubelet, where it is none of those that are known
-
-	// Flags of the program, absolute names.
-	Config, RunDir, StateDir string
+	Config     string           // --config of the program, absolute
 }
 
 // A File is one unit file.
@@ -65,7 +61,7 @@ type File struct {
 // Render returns the unit files for a node, in the order of Names. The error
 // is about a name that cannot stand in a unit file.
 func Render(s Settings) ([]File, error) {
-	for _, name := range []string{s.Config, s.RunDir, s.StateDir, s.Kubelet} {
+	for _, name := range []string{s.Config, s.Kubelet} {
 		if strings.ContainsAny(name, "\"'\\$%; \t\n") {
 			return nil, fmt.Errorf("the name %q cannot be put into a unit", name)
 		}
@@ -90,10 +86,8 @@ func (s Settings) render(text []byte) []byte {
 			for _, a := range s.Listen {
 				out.WriteString(strings.Replace(line, address, a.String(), 1))
 			}
-		case strings.HasPrefix(line, "ListenStream="+runDir+"/") && s.RunDir != "":
-			out.WriteString("ListenStream=" + path.Join(s.RunDir, path.Base(line)))
-		case strings.HasPrefix(line, "ExecStart="+Program+" "):
-			out.WriteString(strings.Replace(line, Program, Program+s.flags(), 1))
+		case strings.HasPrefix(line, "ExecStart="+Program+" ") && s.Config != "":
+			out.WriteString(strings.Replace(line, Program, Program+" --config "+s.Config, 1))
 		case strings.HasPrefix(line, "Environment=GOMEMLIMIT=") && s.CacheBytes != 0:
 			fmt.Fprintf(&out, "Environment=GOMEMLIMIT=%dMiB\n", s.memory()>>20)
 		case strings.HasPrefix(line, "MemoryMax=") && s.CacheBytes != 0:
@@ -108,16 +102,6 @@ func (s Settings) render(text []byte) []byte {
 }
 
 func (s Settings) memory() int64 { return baseBytes + 2*s.CacheBytes }
-
-func (s Settings) flags() string {
-	var out strings.Builder
-	for _, f := range []struct{ name, value string }{{"config", s.Config}, {"run-dir", s.RunDir}, {"state-dir", s.StateDir}} {
-		if f.value != "" {
-			out.WriteString(" --" + f.name + " " + f.value)
-		}
-	}
-	return out.String()
-}
 
 func wantedBy(text []byte) string {
 	_, rest, _ := bytes.Cut(text, []byte("\nWantedBy="))

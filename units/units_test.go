@@ -50,8 +50,6 @@ func TestWhatTheConfigurationSaysIsInTheUnits(t *testing.T) {
 		CacheBytes: 64 << 20,
 		Kubelet:    "our-kubelet.service",
 		Config:     "/etc/dns.yaml",
-		RunDir:     "/run/dns",
-		StateDir:   "/var/lib/dns",
 	}) {
 		got.WriteString(f.Name + ", started by " + f.WantedBy + "\n")
 		had, now := strings.SplitAfter(string(plain[i].Content), "\n"), strings.SplitAfter(string(f.Content), "\n")
@@ -69,24 +67,22 @@ func TestWhatTheConfigurationSaysIsInTheUnits(t *testing.T) {
 	const want = `nodelocaldns-guard.service, started by multi-user.target
 - ExecStart=/usr/bin/nodelocaldns guard
 + Before=our-kubelet.service
-+ ExecStart=/usr/bin/nodelocaldns --config /etc/dns.yaml --run-dir /run/dns --state-dir /var/lib/dns guard
++ ExecStart=/usr/bin/nodelocaldns --config /etc/dns.yaml guard
 nodelocaldns.socket, started by sockets.target
-- ListenStream=/run/nodelocaldns/control.sock
 + ListenDatagram=[fd00::a]:53
 + ListenDatagram=[fd00::a]:53
 + ListenStream=[fd00::a]:53
-+ ListenStream=/run/dns/control.sock
 nodelocaldns.service, started by multi-user.target
 - ExecStart=/usr/bin/nodelocaldns serve
 - Environment=GOMEMLIMIT=192MiB
 - MemoryMax=256M
-+ ExecStart=/usr/bin/nodelocaldns --config /etc/dns.yaml --run-dir /run/dns --state-dir /var/lib/dns serve
++ ExecStart=/usr/bin/nodelocaldns --config /etc/dns.yaml serve
 + Environment=GOMEMLIMIT=256MiB
 + MemoryMax=320M
 nodelocaldns-kubelet.service, started by multi-user.target
 - ExecStart=/usr/bin/nodelocaldns apply --step kubelet --boot
 + Before=our-kubelet.service
-+ ExecStart=/usr/bin/nodelocaldns --config /etc/dns.yaml --run-dir /run/dns --state-dir /var/lib/dns apply --step kubelet --boot
++ ExecStart=/usr/bin/nodelocaldns --config /etc/dns.yaml apply --step kubelet --boot
 `
 	if got.String() != want {
 		t.Errorf("what differs is\n%swant\n%s", &got, want)
@@ -94,7 +90,7 @@ nodelocaldns-kubelet.service, started by multi-user.target
 }
 
 func TestANameThatSystemdWouldReadOtherwiseIsRefused(t *testing.T) {
-	for _, s := range []Settings{{Config: "/etc/a b"}, {RunDir: "/run/%i"}, {StateDir: "/var/$x"}, {Kubelet: "a\nb"}} {
+	for _, s := range []Settings{{Config: "/etc/a b"}, {Config: "/run/%i"}, {Config: "/var/$x"}, {Kubelet: "a\nb"}} {
 		if _, err := Render(s); err == nil {
 			t.Errorf("%+v: no error", s)
 		}
@@ -110,7 +106,7 @@ func TestSystemdTakesTheUnits(t *testing.T) {
 		}
 		t.Skip("needs systemd-analyze of Debian's package systemd")
 	}
-	for _, s := range []Settings{{}, {Listen: addresses("[fd00::a]:5353"), Kubelet: "x.service", Config: "/etc/dns.yaml", RunDir: "/run/dns"}} {
+	for _, s := range []Settings{{}, {Listen: addresses("[fd00::a]:5353"), Kubelet: "x.service", Config: "/etc/dns.yaml"}} {
 		dir := t.TempDir()
 		args := []string{"verify", "--man=no"}
 		for _, f := range render(t, s) {
