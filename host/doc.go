@@ -6,7 +6,8 @@
 // it was undone, so that the power may go at any instant: one more apply or
 // rollback converges. Nothing outside Apply and Undo of a step, or a method of
 // a window, writes to the node; the program's own files, in RunDir and
-// StateDir, are the journal, the lock and the off switch.
+// StateDir, are the journals, the locks, the facts for the resolver, the off
+// switch, and what was refused.
 //
 // The words:
 //
@@ -21,6 +22,7 @@
 //	leftover  a record of a step that the configuration no longer has
 //	window    the bracket round steps that disturb pods
 //	guard     what keeps the runtime plan true
+//	drain     the end of a rollback, when no pod names us any more
 //
 // The runtime plan, whose effects end with a reboot and whose journal is in
 // /run for the same reason:
@@ -30,10 +32,15 @@
 //	notrack/ipv6      the same with ip6tables, if there is an IPv6 address
 //	sysctl/<key>      conntrack sizes and timeouts: buckets first, then as configured
 //
-// The durable plan, which outlasts a reboot and is of files alone, so that it
-// can be made in an image too; its journal is in /var/lib:
+// The durable plan, which outlasts a reboot and is of files, so that it can be
+// made in an image too; its journal is in /var/lib. Where systemd runs, our units
+// are started and stopped, and a kubelet that runs is restarted in a window:
 //
+//	unit/nodelocaldns    our units, where nobody has brought them, enabled
 //	kubelet/cluster-dns  one file that makes the kubelet's pods ask us first
+//
+// A rollback begins with the kubelet. What answers pods, which is all the rest,
+// is taken back by a [Drain], once no pod of the node names us.
 //
 // The steps of the runtime plan do not build on one another. One that fails is
 // reported and the rest is done; a sysctl that is blocked is no failure of the
