@@ -37,7 +37,9 @@
 // are started and stopped, and a kubelet that runs is restarted in a window:
 //
 //	unit/nodelocaldns    our units, where nobody has brought them, enabled
-//	kubelet/cluster-dns  one file that makes the kubelet's pods ask us first
+//	kubelet/cluster-dns  one file that makes the kubelet's pods ask us first; in
+//	                     window/kubelet, which restarts a kubelet that runs and
+//	                     sees that it stays, forward and back
 //
 // A rollback begins with the kubelet. What answers pods, which is all the rest,
 // is taken back by a [Drain], once no pod of the node names us.

@@ -121,11 +121,13 @@ type WindowConfig struct {
 // restarted, and seen to run with them. It is for a kubelet that runs, as
 // Running says, or ran when the window was opened.
 //
-// Open and Close have nothing to do: no pod is moved away for a restart. They
-// are where that belongs, see step.Window.
+// Open and Close move no pod away for a restart; they are where that belongs,
+// see step.Window.
 type Window struct {
-	cfg  WindowConfig
-	came *came
+	cfg    WindowConfig
+	came   *came
+	unseen bool // the kubelet ran, and its process was not to be seen
+	unwell bool // the kubelet ran, and did not answer for its health
 }
 
 // came is how things were when the window was opened.
@@ -207,20 +209,37 @@ func (w *Window) Due(ctx context.Context) (bool, error) {
 	return f.Pending != "", errors.Join(err, f.untold)
 }
 
-// Open is step.Window: no pod is moved away for a restart.
+// Open is step.Window: no pod is moved away for a restart. What cannot be seen
+// of the kubelet now, while it runs, is not asked of it later.
 func (w *Window) Open(ctx context.Context) error {
-	if w.cfg.Left {
+	if w.cfg.Units == nil {
 		return nil
 	}
-	f, _, err := w.look(ctx)
-	if err != nil || f.untold != nil || f.Pending != "" || f.Unit == "" {
+	f, refused, err := w.look(ctx)
+	if err != nil || f.Unit == "" {
 		return err
 	}
 	st, err := w.cfg.Units.State(ctx, f.Unit)
 	if err != nil {
 		return err
 	}
-	w.came = &came{st.MainPID, f.fileText()}
+	if !w.cfg.Left && f.untold == nil && f.Pending == "" {
+		w.came = &came{st.MainPID, f.fileText()}
+	}
+	if st.Active != "active" {
+		return nil
+	}
+	if w.unseen = f.kind == isKubelet && f.PID == 0; w.unseen && refused == nil {
+		w.cfg.Log.Warn("no kubelet is seen in its unit: its arguments will not be looked at", "unit", f.Unit)
+	}
+	h := health{ask: w.cfg.Healthz}
+	for at, err := f.healthz(); err == nil && !h.was && h.failed < blips; {
+		if why, _ := h.check(ctx, at); why == "" {
+			return nil
+		}
+	}
+	w.unwell = true
+	w.cfg.Log.Warn("the kubelet does not answer for its health before its restart: it will not be asked after it", "unit", f.Unit)
 	return nil
 }
 
@@ -366,12 +385,14 @@ func (w *Window) judge(ctx context.Context, unit string, before int, h *health) 
 	switch {
 	case err != nil:
 		return f, err.Error(), false
-	case f.kind == isKubelet && f.PID == 0 && refused == nil:
+	case f.kind == isKubelet && f.PID == 0 && refused == nil && !w.unseen:
 		return f, fmt.Sprintf("no kubelet is seen in it: it is %s", st), false
 	case f.Pending != "":
 		return f, f.Pending, true
 	}
-	f.PID = st.MainPID
+	if f.PID = st.MainPID; w.unwell {
+		return f, "", false
+	}
 	at, err := f.healthz()
 	if err != nil {
 		return f, err.Error(), false

@@ -212,6 +212,7 @@ func (m *machine) open() *kubelet.Window {
 	if err := w.Open(m.t.Context()); err != nil {
 		m.t.Fatal(err)
 	}
+	m.said.Reset()
 	m.apply()
 	return w
 }
@@ -246,7 +247,7 @@ func TestSettleRestartsTheKubeletAndWatchesIt(t *testing.T) {
 		}
 		equal(t, "systemd was asked to", m.changes(), "reload, reset-failed, try-restart")
 		equal(t, "it took", time.Since(began), kubelet.DefaultSettle)
-		equal(t, "healthz was asked", len(m.asks), 31)
+		equal(t, "healthz was asked", len(m.asks), 1+31)
 		equal(t, "it said", m.said.String(), ""+
 			`level=INFO msg="restarting the kubelet, and watching that it stays" unit=kubelet.service for=30s`+"\n"+
 			`level=INFO msg="the kubelet is back" unit=kubelet.service pid=102 "pods ask"=169.254.20.10,10.96.0.10`+"\n")
@@ -337,14 +338,14 @@ func TestAKubeletThatDoesNotComeBackIsGivenUpAsSoonAsThatIsCertain(t *testing.T)
 		},
 		{
 			name:  "its healthz stops answering",
-			wrong: func(m *machine) { m.sick = func(asked int) bool { return asked > 5 } },
+			wrong: func(m *machine) { m.sick = func(asked int) bool { return asked > 1+5 } },
 			err:   "kubelet.service did not come back: it runs, and is not well: nobody answers at 127.0.0.1:10248",
 			hint:  journal,
 			took:  7 * time.Second,
 		},
 		{
 			name:  "its healthz does not answer at the end",
-			wrong: func(m *machine) { m.sick = func(asked int) bool { return asked > 30 } },
+			wrong: func(m *machine) { m.sick = func(asked int) bool { return asked > 1+30 } },
 			err:   "kubelet.service did not come back within 30s: it runs, and is not well: nobody answers at 127.0.0.1:10248",
 			hint:  journal,
 			took:  30 * time.Second,
@@ -409,7 +410,7 @@ func TestAHiccupIsNoReasonToGiveAKubeletUp(t *testing.T) {
 		hiccup func(m *machine)
 	}{
 		{"healthz misses one and another", func(m *machine) { m.sick = func(asked int) bool { return asked%3 != 1 && asked < 20 } }},
-		{"it is slow to answer", func(m *machine) { m.sick = func(asked int) bool { return asked < 29 } }},
+		{"it is slow to answer", func(m *machine) { m.sick = func(asked int) bool { return asked > 1 && asked < 29 } }},
 		{"somebody's job ends", func(m *machine) {
 			m.st.Job = "restart"
 			m.happens = func(looks int, st *kubelet.UnitState) {
@@ -470,6 +471,32 @@ func TestAKubeletWhoseFilesAreAsTheyWereIsNotRestarted(t *testing.T) {
 			t.Fatal(err)
 		}
 		equal(t, "systemd was asked to", m.changes(), "")
+	})
+}
+
+func TestWhatWasNotToBeSeenOfAKubeletBeforeIsNotAskedOfItAfter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t, envUnit)
+		m.sick = func(int) bool { return true }
+		m.blind = true
+		w := m.open()
+		equal(t, "healthz was asked", len(m.asks), 3)
+		if err := w.Settle(t.Context()); err != nil {
+			t.Error(err)
+		}
+		equal(t, "healthz was asked", len(m.asks), 3)
+		equal(t, "systemd was asked to", m.changes(), "reset-failed, try-restart")
+	})
+}
+
+func TestAKubeletThatAnswersOnceBeforeIsAskedAfter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t, envUnit)
+		m.sick = func(asked int) bool { return asked != 3 }
+		w := m.open()
+		if err := w.Settle(t.Context()); err == nil {
+			t.Error("it is well")
+		}
 	})
 }
 
@@ -577,10 +604,11 @@ func TestNoKubeletIsWaitedForLongerThanTheCallerHasPatience(t *testing.T) {
 		err = m.open().Settle(ctx)
 		failsWith(t, err, "waiting for kubelet.service, which is active (running) with a stop job queued, main process 101: context deadline exceeded", "")
 		m.st.Job = ""
+		w := m.open()
 		m.sick = func(int) bool { return true }
 		ctx, cancel = context.WithTimeout(t.Context(), 2500*time.Millisecond)
 		defer cancel()
-		err = m.open().Settle(ctx)
+		err = w.Settle(ctx)
 		failsWith(t, err, "watching kubelet.service: it runs, and is not well: nobody answers at 127.0.0.1:10248: context deadline exceeded",
 			"journalctl -u kubelet.service -n 50 says why")
 	})
