@@ -2,6 +2,7 @@ package unit_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,6 +20,7 @@ import (
 
 	"nodelocaldns/host/fsys"
 	"nodelocaldns/host/hosttest"
+	"nodelocaldns/host/step"
 	"nodelocaldns/host/unit"
 	"nodelocaldns/test/judge"
 	"nodelocaldns/units"
@@ -31,8 +33,13 @@ const inside = "NODELOCALDNS_UNIT_TEST_INSIDE"
 // A real systemd runs the real program by our units: installed, answering,
 // replaced, failing, and taken away again.
 func TestOnABootedSystemd(t *testing.T) {
-	if os.Getenv(inside) != "" {
+	switch os.Getenv(inside) {
+	case "test":
 		installAndRemove(t)
+		removeFromInside(t)
+		return
+	case "guard":
+		endAsGuard(t)
 		return
 	}
 	if os.Geteuid() != 0 {
@@ -64,7 +71,7 @@ func TestOnABootedSystemd(t *testing.T) {
 	}
 	put("unit.test", string(program), 0o755)
 	put("etc/nodelocaldns/config.yaml", "cluster: {dns: [192.0.2.1]}\nnotrack: {enabled: false}\nsysctls: {}\n", 0o644)
-	put("etc/systemd/system/inside.service", "[Service]\nEnvironment="+inside+"=1\nWorkingDirectory=/tmp\n"+
+	put("etc/systemd/system/inside.service", "[Service]\nEnvironment="+inside+"=test\nWorkingDirectory=/tmp\n"+
 		"ExecStart=/unit.test -test.run=^TestOnABootedSystemd$ -test.v\n", 0o644)
 	put("etc/systemd/system/inside.service.d/zzzzz.conf", "[Service]\nTimeoutStartSec=50\nStandardOutput=file:/dev/console\nStandardError=inherit\n", 0o644)
 	_, log := judge.Run(t, root, nil, []string{"inside.service"})
@@ -200,6 +207,85 @@ func installAndRemove(t *testing.T) {
 	if c, err := net.Dial("tcp", netip.MustParseAddrPort("169.254.20.10:53").String()); err == nil {
 		c.Close()
 		t.Error("somebody still listens")
+	}
+}
+
+// record is where removeFromInside leaves the record for endAsGuard.
+const record = "/run/record.json"
+
+// Guard ends a rollback: it takes away the unit that it runs in, and ends.
+func removeFromInside(t *testing.T) {
+	files, err := units.Render(units.Settings{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, f := range files {
+		if f.Name == units.Guard {
+			files[i].Content = []byte("[Service]\nEnvironment=" + inside + "=guard\nWorkingDirectory=/tmp\nRestart=on-failure\n" +
+				"ExecStart=/unit.test -test.run=^TestOnABootedSystemd$\nStandardOutput=file:/dev/console\nStandardError=inherit\n")
+		}
+	}
+	before := snapshot(t)
+	j := &hosttest.Journal{}
+	s, err := unit.New(unit.Config{Files: fsys.DirFiles("/"), Systemd: unit.Bus{}, Units: files})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Engine(s).Apply(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	text, err := json.Marshal(j.Records[0].Saved)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := fsys.Dir("/").WriteAtomic(record, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		st, err := (unit.Bus{}).Status(t.Context(), units.Guard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st.Active == "failed" {
+			t.Fatalf("guard is %s", st)
+		}
+		if st.Active == "inactive" && st.Load == "not-found" {
+			break
+		}
+	}
+	if diff := cmp.Diff(before, snapshot(t)); diff != "" {
+		t.Errorf("guard left (-before +after):\n%s", diff)
+	}
+}
+
+func endAsGuard(t *testing.T) {
+	var saved step.Saved
+	for {
+		text, err := os.ReadFile(record)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err = errors.Join(err, json.Unmarshal(text, &saved)); err != nil {
+			t.Fatal(err)
+		}
+		break
+	}
+	group, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	self := unit.Self(string(group))
+	if self != units.Guard {
+		t.Fatalf("it runs in %q:\n%s", self, group)
+	}
+	s, err := unit.New(unit.Config{Files: fsys.DirFiles("/"), Systemd: unit.Bus{}, Self: self})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := s.Undo(ctx, saved); err != nil {
+		t.Fatal(err)
 	}
 }
 
