@@ -22,7 +22,7 @@
 //	leftover  a record of a step that the configuration no longer has
 //	window    the bracket round steps that disturb pods
 //	guard     what keeps the runtime plan true
-//	drain     the end of a rollback, when no pod names us any more
+//	gate      what ends a rollback, when no pod names us any more
 //
 // The runtime plan, whose effects end with a reboot and whose journal is in
 // /run for the same reason:
@@ -42,7 +42,7 @@
 //	                     sees that it stays, forward and back
 //
 // A rollback begins with the kubelet. What answers pods, which is all the rest,
-// is taken back by a [Drain], once no pod of the node names us.
+// is taken back by a [Gate], once no pod of the node names us.
 //
 // The steps of the runtime plan do not build on one another. One that fails is
 // reported and the rest is done; a sysctl that is blocked is no failure of the

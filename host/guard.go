@@ -43,10 +43,10 @@ type Duties struct {
 	// in the run directory, looking as often as at the rules. Nil: nobody asks.
 	Facts func(ctx context.Context) (facts.Facts, error)
 
-	// Drain ends a rollback when no pod names us any more. Until then guard
+	// Gate ends a rollback when no pod names us any more. Until then guard
 	// repairs what pods need, and applies nothing new. Nil: with the off switch
 	// set, guard does nothing at all.
-	Drain *Drain
+	Gate *Gate
 }
 
 // A Guard keeps the runtime plan true. It takes nothing away when it stops:
@@ -192,8 +192,8 @@ const (
 func (g *Guard) mode() (mode, error) {
 	off, err := g.n.Off()
 	p := Finished
-	if off && err == nil && g.duties.Drain != nil {
-		p, err = g.duties.Drain.Phase()
+	if off && err == nil && g.duties.Gate != nil {
+		p, err = g.duties.Gate.Phase()
 	}
 	c := fault(err)
 	if off && err == nil {
@@ -217,27 +217,27 @@ func (g *Guard) mode() (mode, error) {
 // drained ends a rollback if no pod names us any more. It is true when the unit
 // that this guard runs as went with it.
 func (g *Guard) drained(ctx context.Context) bool {
-	d := g.duties.Drain
-	if d == nil || ctx.Err() != nil {
+	gate := g.duties.Gate
+	if gate == nil || ctx.Err() != nil {
 		return false
 	}
-	if p, err := d.Phase(); p != Draining || err != nil {
+	if p, err := gate.Phase(); p != Draining || err != nil {
 		return false // logged by the pass
 	}
-	names, err := d.Naming(ctx)
+	names, err := gate.Naming(ctx)
 	if err != nil {
 		err = fmt.Errorf("looking for pods that name us: %w", err)
 	}
 	g.report("pods", fault(err))
 	if err != nil || len(names) > 0 {
-		g.report("drain", waitsFor(names))
+		g.report("rollback", waitsFor(names))
 		return false
 	}
-	recs, err := d.Durable.journal.Open()
+	recs, err := gate.Durable.journal.Open()
 	if err == nil {
-		err = d.Finish(ctx)
+		err = gate.Finish(ctx)
 	}
-	g.report("drain", fault(err))
+	g.report("rollback", fault(err))
 	if err != nil {
 		return false
 	}

@@ -402,7 +402,7 @@ func drained(t *testing.T, naming *[]string, test func(t *testing.T, r *rig, don
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
 		n := r.node()
-		g := n.Guard(host.Duties{Drain: &host.Drain{
+		g := n.Guard(host.Duties{Gate: &host.Gate{
 			Node:    n,
 			Durable: r.durable(),
 			Naming: func(context.Context) ([]string, error) {
@@ -452,7 +452,7 @@ func TestGuardEndsARollbackWhenNoPodNamesUs(t *testing.T) {
 		r.mustBe("when none does any more", r.orig)
 		log := r.logged()
 		for _, want := range []string{
-			`msg="waiting for 2 pods" step=drain pods="default/web, default/db"`,
+			`msg="waiting for 2 pods" step=rollback pods="default/web, default/db"`,
 			`msg=error step=pods error="looking for pods that name us: proc is not mounted"`,
 			`msg="rollback finished: no pod names us any more"`,
 		} {
@@ -513,7 +513,7 @@ func TestThePhaseOfARollbackFollowsFromTheJournals(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
-			d := &host.Drain{Node: r.node(), Durable: r.durable()}
+			d := &host.Gate{Node: r.node(), Durable: r.durable()}
 			if got, err := d.Phase(); got != host.NotAsked || err != nil {
 				t.Errorf("before: %s, %v", got, err)
 			}

@@ -35,7 +35,7 @@ away when it ends: pods keep the address as long as they live.`,
 			if err != nil {
 				return err
 			}
-			duties := host.Duties{Drain: p.drain()}
+			duties := host.Duties{Gate: p.gate()}
 			if cfg.Cluster.Auto {
 				duties.Facts = findFacts(cfg, p.node)
 			}

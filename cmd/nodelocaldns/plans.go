@@ -32,9 +32,9 @@ type plans struct {
 	canary func(ctx context.Context, runs bool) error
 }
 
-// drain is the end of a rollback of both plans.
-func (p *plans) drain() *host.Drain {
-	return &host.Drain{Node: p.runtime, Durable: p.durable, Naming: p.pods.names}
+// gate is the end of a rollback of both plans.
+func (p *plans) gate() *host.Gate {
+	return &host.Gate{Node: p.runtime, Durable: p.durable, Naming: p.pods.names}
 }
 
 // Check looks at every step, as host.Node.Check does.
@@ -198,10 +198,10 @@ func (p *plans) still(err error, all []engine.Status, names, durable []string) e
 
 // Rollback undoes both plans except the named steps. The kubelet is first, and
 // if that fails all the rest stays: it would go on to send pods to an address
-// that is gone. Then what answers pods, once none names us any more; gate says
-// when that is, and gets the pods that are left. Without a gate nobody is
+// that is gone. Then what answers pods, once none names us any more; wait says
+// when that is, and gets the pods that are left. Without it nobody is
 // waited for. It returns the pods for which the rest stays.
-func (p *plans) Rollback(ctx context.Context, keep []string, all []engine.Status, gate gate) ([]pods.Pod, error) {
+func (p *plans) Rollback(ctx context.Context, keep []string, all []engine.Status, wait waiter) ([]pods.Pod, error) {
 	if p.runtime != nil {
 		if err := privileged(); err != nil {
 			return nil, err
@@ -219,16 +219,16 @@ func (p *plans) Rollback(ctx context.Context, keep []string, all []engine.Status
 	if p.runtime == nil {
 		return nil, p.durable.Rollback(ctx, keep...)
 	}
-	if gate != nil {
-		if left, err := gate(ctx); err != nil || len(left) > 0 {
+	if wait != nil {
+		if left, err := wait(ctx); err != nil || len(left) > 0 {
 			return left, err
 		}
 	}
-	return nil, p.drain().Finish(ctx)
+	return nil, p.gate().Finish(ctx)
 }
 
-// A gate waits for pods to let go of us, and returns those that have not.
-type gate func(ctx context.Context) ([]pods.Pod, error)
+// A waiter waits for pods to let go of us, and returns those that have not.
+type waiter func(ctx context.Context) ([]pods.Pod, error)
 
 // notes are worth a warning: what was found at the kubelet and is no reason to
 // stop.

@@ -90,7 +90,7 @@ func (a *app) rollback(ctx context.Context, keep []string, g gentle, out *rollba
 	if err != nil {
 		return nil, err
 	}
-	left, err := p.Rollback(ctx, names, before, a.gate(p, g))
+	left, err := p.Rollback(ctx, names, before, a.waiter(p, g))
 	ctx = context.WithoutCancel(ctx)
 	if len(left) > 0 {
 		p.pods.explain(ctx, left)
@@ -126,8 +126,8 @@ func (a *app) rollback(ctx context.Context, keep []string, g gentle, out *rollba
 	return r, errors.Join(hintKeep(err, after), cerr)
 }
 
-// gate is how the rollback of p waits for pods.
-func (a *app) gate(p *plans, g gentle) gate {
+// waiter is how the rollback of p waits for pods.
+func (a *app) waiter(p *plans, g gentle) waiter {
 	return func(ctx context.Context) ([]pods.Pod, error) {
 		left, err := p.pods.naming(ctx)
 		switch {

@@ -129,7 +129,7 @@ func (p *plans) statusOfPods(ctx context.Context, out *statusJSON) error {
 	if p.runtime == nil {
 		return nil
 	}
-	phase, err := p.drain().Phase()
+	phase, err := p.gate().Phase()
 	if err != nil {
 		return err
 	}

@@ -16,14 +16,14 @@ import (
 	"nodelocaldns/host/unit"
 )
 
-// A Drain is the last part of a rollback. A pod has its nameservers for life:
+// A Gate is the last part of a rollback. A pod has its nameservers for life:
 // after the kubelet has stopped naming us, our addresses stay and the resolver
 // goes on answering until no pod of the node names them. Then what is left is
 // taken back, by whoever finds that out: the rollback itself, or guard.
 //
 // Its methods may be called by several processes: what they write, they write
 // under the lock.
-type Drain struct {
+type Gate struct {
 	Node    *Node
 	Durable *Durable
 
@@ -50,20 +50,20 @@ func (p Phase) String() string {
 }
 
 // Phase says how far the rollback is, by the off switch and the journals alone.
-func (d *Drain) Phase() (Phase, error) {
-	off, err := d.Durable.Off()
+func (g *Gate) Phase() (Phase, error) {
+	off, err := g.Durable.Off()
 	if err != nil || !off {
 		return NotAsked, err
 	}
-	keep, err := d.Durable.Kept()
+	keep, err := g.Durable.Kept()
 	if err != nil {
 		return Unfinished, err
 	}
-	lasting, err := d.Durable.journal.Open()
+	lasting, err := g.Durable.journal.Open()
 	if err != nil {
 		return Unfinished, err
 	}
-	passing, err := d.Node.journal.Open()
+	passing, err := g.Node.journal.Open()
 	if err != nil {
 		return Unfinished, err
 	}
@@ -102,8 +102,8 @@ var ErrKubeletFirst = &step.Error{
 //
 // What ends with a reboot goes first: should this process die between the two,
 // the units are there to start guard again.
-func (d *Drain) Finish(ctx context.Context) error {
-	switch p, err := d.Phase(); {
+func (g *Gate) Finish(ctx context.Context) error {
+	switch p, err := g.Phase(); {
 	case err != nil:
 		return err
 	case p == NotAsked:
@@ -111,17 +111,17 @@ func (d *Drain) Finish(ctx context.Context) error {
 	case p == Unfinished:
 		return ErrKubeletFirst
 	}
-	keep, err := d.Durable.Kept()
+	keep, err := g.Durable.Kept()
 	if err != nil {
 		return err
 	}
-	if err := d.Node.Rollback(ctx, keep...); err != nil {
+	if err := g.Node.Rollback(ctx, keep...); err != nil {
 		return fmt.Errorf("taking back what ends with a reboot: %w", err)
 	}
-	if err := d.Durable.Rollback(ctx, keep...); err != nil {
+	if err := g.Durable.Rollback(ctx, keep...); err != nil {
 		return err
 	}
-	return errors.Join(facts.Remove(fsys.Dir(d.Node.deps.RunDir)), d.Durable.state.Remove(refusedFile))
+	return errors.Join(facts.Remove(fsys.Dir(g.Node.deps.RunDir)), g.Durable.state.Remove(refusedFile))
 }
 
 // Held are the addresses that records say are on the node because of us,
