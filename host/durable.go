@@ -352,10 +352,14 @@ func (n *Durable) live(ctx context.Context, recs []engine.Record, plan []engine.
 // starts it. One that was found running by a run that was cut off is brought
 // back, whatever has become of it since.
 func (n *Durable) window(ctx context.Context, recs []engine.Record) (step.Window, error) {
-	left := slices.ContainsFunc(recs, func(r engine.Record) bool { return r.Name == kubelet.WindowName })
+	has := func(name string) bool {
+		return slices.ContainsFunc(recs, func(r engine.Record) bool { return r.Name == name })
+	}
+	left := has(kubelet.WindowName)
 	w := kubelet.NewWindow(kubelet.WindowConfig{
 		Node: n.deps.Node, Want: n.cfg.want(), Units: n.deps.Units, Healthz: n.deps.Healthz,
-		Settle: n.cfg.Settle, Log: n.deps.Log, Now: n.deps.Now, Left: left,
+		Settle: n.cfg.Settle, Log: n.deps.Log, Now: n.deps.Now,
+		Left: left, Held: has(kubelet.StepName),
 	})
 	if left {
 		return w, nil

@@ -455,6 +455,27 @@ func TestWhatWasTakenAwayByHandIsTakenOverByRollback(t *testing.T) {
 	})
 }
 
+// Nothing tells then whether it runs with what was in a configuration file.
+func TestAKubeletIsRestartedWhereOurConfigurationFileWasTakenAwayByHand(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := nodeKinds[2]
+		d := scenes[0].live(t, k)
+		before := d.String()
+		if err := d.process(k.first).Apply(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(filepath.Join(d.root, "/k.d/99-nodelocaldns.conf")); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.process(k.first).Rollback(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(before, d.String()); diff != "" {
+			t.Errorf("(-before +after):\n%s", diff)
+		}
+	})
+}
+
 func TestAKubeletThatRefusesOurAddressIsAnErrorThatSaysWhatItDid(t *testing.T) {
 	in(t, scenes[2], func(t *testing.T, d *live, k nodeKind) {
 		before := d.String()

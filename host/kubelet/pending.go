@@ -54,13 +54,15 @@ func (f *found) first(list []netip.Addr) bool {
 	return len(list) > 0 && list[0] == f.want.Addresses[0]
 }
 
+// inPlace says whether the files put us first, by our file or by another's.
+func (f *found) inPlace() bool { return len(f.ours) > 0 || f.first(f.list) }
+
 // byArgument is for a kubelet whose command line names the servers.
 func (f *found) byArgument() string {
 	if f.kind != isKubelet || f.PID == 0 {
 		return ""
 	}
-	wanted := len(f.ours) > 0 || f.first(f.list)
-	switch runs := f.first(f.Now); {
+	switch wanted, runs := f.inPlace(), f.first(f.Now); {
 	case wanted && !runs:
 		return fmt.Sprintf("the running kubelet (pid %d) has pods ask %s", f.PID, named(f.Now))
 	case !wanted && runs:

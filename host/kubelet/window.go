@@ -115,6 +115,10 @@ type WindowConfig struct {
 	// Left says that the window was left open by an earlier run: nobody knows
 	// what the kubelet has taken over since.
 	Left bool
+
+	// Held says that there is a record of our change: where it is not in the
+	// files any more, nobody knows whether the kubelet runs with it.
+	Held bool
 }
 
 // A Window is the bracket round a change of the kubelet's files: what runs is
@@ -223,11 +227,11 @@ func (w *Window) Open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !w.cfg.Left && f.untold == nil && f.Pending == "" {
-		w.came = &came{st.MainPID, f.fileText()}
-	}
-	if st.Active != "active" {
+	if w.cfg.Left || st.Active != "active" {
 		return nil
+	}
+	if f.untold == nil && f.Pending == "" && (f.inPlace() || !w.cfg.Held) {
+		w.came = &came{st.MainPID, f.fileText()}
 	}
 	if w.unseen = f.kind == isKubelet && f.PID == 0; w.unseen && refused == nil {
 		w.cfg.Log.Warn("no kubelet is seen in its unit: its arguments will not be looked at", "unit", f.Unit)

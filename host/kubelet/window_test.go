@@ -489,6 +489,22 @@ func TestWhatWasNotToBeSeenOfAKubeletBeforeIsNotAskedOfItAfter(t *testing.T) {
 	})
 }
 
+func TestAKubeletThatWasLeftByACutOffRunMustBeSeenToBeWell(t *testing.T) {
+	for _, wrong := range []func(m *machine){
+		func(m *machine) { m.sick = func(int) bool { return true } },
+		func(m *machine) { m.blind = true },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			m := newMachine(t, envUnit)
+			m.left = true
+			wrong(m)
+			if err := m.open().Settle(t.Context()); err == nil {
+				t.Error("it is taken for well")
+			}
+		})
+	}
+}
+
 func TestAKubeletThatAnswersOnceBeforeIsAskedAfter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t, envUnit)
