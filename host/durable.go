@@ -194,7 +194,8 @@ func (n *Durable) Boot(ctx context.Context, steps ...string) error {
 
 // Apply is that of both plans. A kubelet that does not come back with its new
 // files gets its old ones again, is restarted once more, and the error says
-// why.
+// why; it is refused from then on, as by Refuse, or the next boot would do what
+// nobody is there to undo.
 func (n *Durable) Apply(ctx context.Context, steps ...string) error {
 	defer n.forget()
 	if concernsKubelet(steps) {
@@ -202,7 +203,11 @@ func (n *Durable) Apply(ctx context.Context, steps ...string) error {
 			return err
 		}
 	}
-	return n.keeper.Apply(ctx, steps...)
+	err := n.keeper.Apply(ctx, steps...)
+	if errors.Is(err, engine.ErrUndone) {
+		err = errors.Join(err, n.Refuse(err))
+	}
+	return err
 }
 
 // Rollback is that of both plans. With kubelet.WindowName among keep, a kubelet

@@ -496,6 +496,28 @@ func TestAKubeletThatRefusesOurAddressIsAnErrorThatSaysWhatItDid(t *testing.T) {
 	})
 }
 
+// The unit for the boot is also started by the resolver, when that starts again.
+func TestWhatAKubeletRefusedIsNotDoneByTheNextBoot(t *testing.T) {
+	in(t, scenes[2], func(t *testing.T, d *live, k nodeKind) {
+		before := d.String()
+		if err := d.process(k.first).Apply(t.Context()); err == nil {
+			t.Fatal("no error")
+		}
+		if err := d.process(k.first).Boot(t.Context()); !errors.Is(err, host.ErrRefused) || !strings.Contains(err.Error(), "did not come back") {
+			t.Errorf("boot: %v", err)
+		}
+		if diff := cmp.Diff(before, d.String()); diff != "" {
+			t.Errorf("(-before +after):\n%s", diff)
+		}
+		d.refuses = nil
+		for _, do := range []func(context.Context, ...string) error{d.process(k.first).Apply, d.process(k.first).Boot} {
+			if err := do(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
 func TestAKubeletThatCannotBeBroughtBackIsLeftForTheNextRun(t *testing.T) {
 	in(t, scenes[0], func(t *testing.T, d *live, k nodeKind) {
 		before := d.String()

@@ -216,6 +216,10 @@ func (e *Engine) known(name string) bool {
 	})
 }
 
+// ErrUndone says that the steps of a window were taken back: they failed, or
+// what the window restarts did not come back with them.
+var ErrUndone = errors.New("undone")
+
 // forward runs do inside w, and back if do or the settling after it fails: a
 // kubelet that does not come back with our flag must come back without it.
 //
@@ -232,7 +236,7 @@ func (e *Engine) forward(ctx context.Context, w step.Window, busy func() (bool, 
 		err = e.settle(ctx, w)
 	}
 	if err != nil {
-		err = fmt.Errorf("%s: undone: %w", w.Name(), errors.Join(err, back()))
+		err = fmt.Errorf("%s: %w: %w", w.Name(), ErrUndone, errors.Join(err, back()))
 		// A kubelet that does not come back with its old flags either is not
 		// given pods again: the cordon stays, and its record, so that the next
 		// run settles first.
