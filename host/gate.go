@@ -107,7 +107,7 @@ func (g *Gate) Finish(ctx context.Context) error {
 	case err != nil:
 		return err
 	case p == NotAsked:
-		return errors.New("no rollback was asked for")
+		return ErrNotAsked
 	case p == Unfinished:
 		return ErrKubeletFirst
 	}
@@ -115,10 +115,11 @@ func (g *Gate) Finish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := g.Node.Rollback(ctx, keep...); err != nil {
+	if err := g.Node.finish(ctx, keep); err != nil {
 		return fmt.Errorf("taking back what ends with a reboot: %w", err)
 	}
-	if err := g.Durable.Rollback(ctx, keep...); err != nil {
+	defer g.Durable.forget()
+	if err := g.Durable.finish(ctx, keep); err != nil {
 		return err
 	}
 	return errors.Join(facts.Remove(fsys.Dir(g.Node.deps.RunDir)), g.Durable.state.Remove(refusedFile))

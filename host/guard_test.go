@@ -3,6 +3,7 @@ package host_test
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -497,6 +498,58 @@ func TestGuardDoesNotEndARollbackBeforeTheKubeletHasEverythingBack(t *testing.T)
 			if err := j.Drop(name); err != nil {
 				t.Fatal(err)
 			}
+		}
+	})
+}
+
+// Guard sees that a rollback may end, and an apply is first to get the lock.
+func TestARollbackThatAnApplyTookBackIsNotFinished(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.apply()
+		applied := r.String()
+		d := r.durable()
+		if err := d.TurnOff(); err != nil {
+			t.Fatal(err)
+		}
+		lock, err := journal.Acquire(t.Context(), filepath.Join(r.dir, "run", "lock"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error)
+		go func() { done <- (&host.Gate{Node: r.node(), Durable: d}).Finish(t.Context()) }()
+		synctest.Wait()
+		if err := errors.Join(os.Remove(filepath.Join(r.dir, "state", "off")), lock.Release()); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; !errors.Is(err, host.ErrNotAsked) {
+			t.Errorf("err = %v", err)
+		}
+		r.mustBe("after the apply", applied)
+		if off, err := d.Off(); off || err != nil {
+			t.Errorf("the off switch: %v, %v; want it not set", off, err)
+		}
+	})
+}
+
+// The same with a rollback that has only just begun: the last word counts.
+func TestARollbackThatWaitedSetsTheSwitchThatAnApplyCleared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.apply()
+		lock, err := journal.Acquire(t.Context(), filepath.Join(r.dir, "run", "lock"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error)
+		go func() { done <- r.node().Rollback(t.Context()) }()
+		synctest.Wait()
+		if err := errors.Join(os.Remove(filepath.Join(r.dir, "state", "off")), lock.Release(), <-done); err != nil {
+			t.Fatal(err)
+		}
+		r.mustBe("after rollback", r.orig)
+		if off, err := r.node().Off(); !off || err != nil {
+			t.Errorf("the off switch: %v, %v; want it set", off, err)
 		}
 	})
 }

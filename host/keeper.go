@@ -148,18 +148,49 @@ func (k *keeper) apply(ctx context.Context, off func() error, live fitter, steps
 // every open record, newest first, except the named ones. What it undoes goes by
 // the journal and not by the configuration, which may have changed since.
 func (k *keeper) Rollback(ctx context.Context, keep ...string) error {
-	if off, err := k.Off(); err != nil {
-		return err
-	} else if !off {
-		if err := k.TurnOff(keep...); err != nil {
+	asked := keep
+	turnOff := func() error {
+		if off, err := k.Off(); off || err != nil {
 			return err
 		}
+		return k.TurnOff(asked...)
 	}
+	if err := turnOff(); err != nil {
+		return err
+	}
+	var err error
+	if asked, err = k.Kept(); err != nil { // of whoever set the switch: that may be less
+		return err
+	}
+	return k.rollback(ctx, turnOff, keep)
+}
+
+// ErrNotAsked says that nobody asked for a rollback, or an apply has come since.
+var ErrNotAsked = errors.New("no rollback was asked for")
+
+// finish is Rollback for one that was asked for earlier, and not taken back
+// since.
+func (k *keeper) finish(ctx context.Context, keep []string) error {
+	return k.rollback(ctx, func() error {
+		off, err := k.Off()
+		if err == nil && !off {
+			err = ErrNotAsked
+		}
+		return err
+	}, keep)
+}
+
+// rollback calls off under the lock, before anything is undone: an apply that
+// had the lock before may have cleared the switch.
+func (k *keeper) rollback(ctx context.Context, off func() error, keep []string) error {
 	lock, err := k.lock(ctx)
 	if err != nil {
 		return err
 	}
 	defer lock.Release()
+	if err := off(); err != nil {
+		return err
+	}
 	recs, err := k.journal.Open()
 	if err != nil {
 		return err
