@@ -172,7 +172,7 @@ func NewDurable(cfg DurableConfig, d DurableDeps) *Durable {
 	return n
 }
 
-// ErrOff is returned by Boot where the off switch is set.
+// ErrOff is returned by Boot and Continue where the off switch is set.
 var ErrOff = errors.New("a rollback was asked for")
 
 // Boot is Apply for a node that starts: it obeys the off switch, and returns
@@ -181,14 +181,10 @@ var ErrOff = errors.New("a rollback was asked for")
 func (n *Durable) Boot(ctx context.Context, steps ...string) error {
 	defer n.forget()
 	return n.apply(ctx, func() error {
-		off, err := n.Off()
-		if off {
-			return ErrOff
+		if err := n.on(); err != nil || !concernsKubelet(steps) {
+			return err
 		}
-		if err == nil && concernsKubelet(steps) {
-			err = n.refused()
-		}
-		return err
+		return n.refused()
 	}, nil, steps)
 }
 
@@ -197,13 +193,33 @@ func (n *Durable) Boot(ctx context.Context, steps ...string) error {
 // why; it is refused from then on, as by Refuse, or the next boot would do what
 // nobody is there to undo.
 func (n *Durable) Apply(ctx context.Context, steps ...string) error {
+	return n.change(ctx, func() error { return n.state.Remove(offFile) }, steps)
+}
+
+// Continue is Apply for the rest of one that has begun and let go of the lock:
+// if the off switch is set by now, a rollback came between, and it returns
+// ErrOff with nothing written.
+func (n *Durable) Continue(ctx context.Context, steps ...string) error {
+	return n.change(ctx, n.on, steps)
+}
+
+// on is an error if the off switch is set.
+func (n *Durable) on() error {
+	off, err := n.Off()
+	if off {
+		return ErrOff
+	}
+	return err
+}
+
+func (n *Durable) change(ctx context.Context, off func() error, steps []string) error {
 	defer n.forget()
-	if concernsKubelet(steps) {
-		if err := n.state.Remove(refusedFile); err != nil {
+	err := n.apply(ctx, func() error {
+		if err := off(); err != nil || !concernsKubelet(steps) {
 			return err
 		}
-	}
-	err := n.keeper.Apply(ctx, steps...)
+		return n.state.Remove(refusedFile)
+	}, n.keeper.live, steps)
 	if errors.Is(err, engine.ErrUndone) {
 		err = errors.Join(err, n.Refuse(err))
 	}

@@ -101,6 +101,9 @@ func split(names []string, all []engine.Status) (runtime, durable []string, err 
 	return runtime, durable, nil
 }
 
+// errOvertaken ends an apply that let go of the lock, to look at the pods.
+var errOvertaken = errors.New("a rollback was asked for meanwhile")
+
 // errStill says why pods are not sent to us.
 var errStill = errors.New("left as it is: pods must not be sent where nobody answers")
 
@@ -122,10 +125,26 @@ func (p *plans) Apply(ctx context.Context, names []string, all []engine.Status) 
 	if err := blocked(all, names, durable); err != nil {
 		return err
 	}
+	off, err := p.Off()
+	if err != nil {
+		return err
+	}
+	apply := func(steps ...string) error { // the first of all clears the off switch
+		if off {
+			off = false
+			return p.durable.Apply(ctx, steps...)
+		}
+		err := p.durable.Continue(ctx, steps...)
+		if errors.Is(err, host.ErrOff) {
+			err = withHint(errOvertaken, "nodelocaldns status says how far it is; nodelocaldns apply begins anew")
+		}
+		return err
+	}
 	if p.runtime != nil && (len(names) == 0 || len(runtime) > 0) {
 		if err := privileged(); err != nil {
 			return err
 		}
+		off = false
 		if err := p.runtime.Apply(ctx, runtime...); err != nil {
 			return p.still(err, all, names, durable)
 		}
@@ -138,7 +157,7 @@ func (p *plans) Apply(ctx context.Context, names []string, all []engine.Status) 
 		first = []string{unitNoun}
 	}
 	if len(first) > 0 {
-		if err := p.durable.Apply(ctx, first...); err != nil {
+		if err := apply(first...); err != nil {
 			return p.still(err, all, names, durable)
 		}
 	}
@@ -154,7 +173,7 @@ func (p *plans) Apply(ctx context.Context, names []string, all []engine.Status) 
 			return p.still(errors.Join(err, p.durable.Refuse(err)), all, names, durable)
 		}
 	}
-	return p.durable.Apply(ctx, last...)
+	return apply(last...)
 }
 
 // blocked says what keeps the durable plan, or the named steps of it, from being

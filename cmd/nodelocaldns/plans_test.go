@@ -105,6 +105,35 @@ func TestNoRestartIsPendingWhereNoKubeletRuns(t *testing.T) {
 	}
 }
 
+// apply looks at the pods for seconds, without the lock.
+func TestAnApplyThatARollbackOvertakesLeavesTheKubeletAlone(t *testing.T) {
+	p := nodeWith(t, map[string]string{
+		"usr/lib/systemd/system/kubelet.service": "[Service]\nExecStart=/usr/bin/kubelet --cluster-dns=10.96.0.10\n",
+	}, new([]string))
+	p.canary = func(ctx context.Context, _ bool) error {
+		_, err := p.Rollback(ctx, nil, nil, nil)
+		return err
+	}
+	all, err := p.Check(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Apply(t.Context(), nil, all); err == nil || err.Error() != "a rollback was asked for meanwhile" {
+		t.Errorf("err = %v", err)
+	}
+	after, err := p.Check(t.Context())
+	if st := statusOfStep(after, kubelet.StepName); err != nil || st.Ours {
+		t.Errorf("the kubelet's file is ours: %+v, %v", st, err)
+	}
+	if off, err := p.Off(); !off || err != nil {
+		t.Errorf("the off switch: %v, %v; want it set", off, err)
+	}
+	p.canary = nil
+	if err := p.Apply(t.Context(), nil, after); err != nil {
+		t.Errorf("the next apply: %v", err)
+	}
+}
+
 func TestNamesAreSplitByPlanOrRefused(t *testing.T) {
 	all := []engine.Status{{Name: "link/x"}, {Name: "kubelet/cluster-dns"}, {Name: "old/y", Leftover: true}}
 	for _, tt := range []struct {
