@@ -104,6 +104,9 @@ func split(names []string, all []engine.Status) (runtime, durable []string, err 
 // errOvertaken ends an apply that let go of the lock, to look at the pods.
 var errOvertaken = errors.New("a rollback was asked for meanwhile")
 
+// errNotAsked keeps the boot from what the canary has not allowed yet.
+var errNotAsked = errors.New("it was to ask from the pods first")
+
 // errStill says why pods are not sent to us.
 var errStill = errors.New("left as it is: pods must not be sent where nobody answers")
 
@@ -153,22 +156,30 @@ func (p *plans) Apply(ctx context.Context, names []string, all []engine.Status) 
 		return nil
 	}
 	first := slices.DeleteFunc(slices.Clone(durable), func(name string) bool { return is(kubeletNoun, name) })
+	last := slices.DeleteFunc(slices.Clone(durable), func(name string) bool { return !is(kubeletNoun, name) })
 	if len(names) == 0 && has(all, unitNoun) {
 		first = []string{unitNoun}
 	}
+	if len(names) == 0 && has(all, kubeletNoun) {
+		last = []string{kubeletNoun}
+	}
+	ask := p.canary != nil && (len(names) == 0 || len(last) > 0) && p.touchesKubelet(ctx, all)
 	if len(first) > 0 {
+		if ask {
+			// The unit for the boot is started with the resolver, which the
+			// first query to its sockets may do; or the power may go.
+			if err := p.durable.Refuse(errNotAsked); err != nil {
+				return err
+			}
+		}
 		if err := apply(first...); err != nil {
 			return p.still(err, all, names, durable)
 		}
 	}
-	last := slices.DeleteFunc(slices.Clone(durable), func(name string) bool { return !is(kubeletNoun, name) })
-	switch {
-	case len(names) > 0 && len(last) == 0:
+	if len(names) > 0 && len(last) == 0 {
 		return nil
-	case len(names) == 0 && has(all, kubeletNoun):
-		last = []string{kubeletNoun}
 	}
-	if p.canary != nil && p.touchesKubelet(ctx, all) {
+	if ask {
 		if err := p.canary(ctx, p.durable.WouldRestart(ctx, true) != nil); err != nil {
 			return p.still(errors.Join(err, p.durable.Refuse(err)), all, names, durable)
 		}

@@ -17,6 +17,7 @@ import (
 	"nodelocaldns/host"
 	"nodelocaldns/host/engine"
 	"nodelocaldns/host/kubelet"
+	"nodelocaldns/units"
 )
 
 // nodeWith is a node of some files, where argv runs as its kubelet; no argv,
@@ -131,6 +132,43 @@ func TestAnApplyThatARollbackOvertakesLeavesTheKubeletAlone(t *testing.T) {
 	p.canary = nil
 	if err := p.Apply(t.Context(), nil, after); err != nil {
 		t.Errorf("the next apply: %v", err)
+	}
+}
+
+// The resolver starts the unit for the boot, and pods may ask it as soon as its
+// sockets are there.
+func TestNoBootSendsPodsToUsBeforeTheyWereAskedFrom(t *testing.T) {
+	p := nodeWith(t, map[string]string{
+		"usr/bin/nodelocaldns":                   "",
+		"usr/lib/systemd/system/kubelet.service": "[Service]\nExecStart=/usr/bin/kubelet --cluster-dns=10.96.0.10\n",
+	}, new([]string))
+	root := p.node.Tree.String()
+	if err := os.Chmod(filepath.Join(root, "usr/bin/nodelocaldns"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	d := host.RootDeps(root, slog.New(slog.DiscardHandler))
+	d.Verify = nil
+	p.durable = host.NewDurable(host.DurableConfig{
+		Units: &units.Settings{}, Kubelet: &kubelet.Want{Addresses: []netip.Addr{netip.MustParseAddr("169.254.20.10")}},
+	}, d)
+	var boot error
+	p.canary = func(ctx context.Context, _ bool) error {
+		boot = p.durable.Boot(ctx, kubeletNoun)
+		return nil
+	}
+	all, err := p.Check(t.Context())
+	if err == nil {
+		err = p.Apply(t.Context(), nil, all)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = "the last apply refused to change the kubelet: it was to ask from the pods first"
+	if !errors.Is(boot, host.ErrRefused) || boot.Error() != want {
+		t.Errorf("before: %v; want %s", boot, want)
+	}
+	if err := p.durable.Boot(t.Context(), kubeletNoun); err != nil {
+		t.Errorf("after: %v", err)
 	}
 }
 
