@@ -151,7 +151,7 @@ func (a *app) examination() (*examination, error) {
 		e.hide = slices.Compact([]string{name, short})
 	}
 	e.plan = p.runtime.Check
-	e.phase = (&host.Drain{Node: p.runtime, Durable: p.durable}).Phase
+	e.phase = (&host.Gate{Node: p.runtime, Durable: p.durable}).Phase
 	e.control = func(ctx context.Context) resolverStatus { return askControl(ctx, a.runDir) }
 	e.probe = (&prober{addrs: e.cfg.Resolver(nil).Listen}).ask
 	e.ask = askServer
