@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -142,19 +143,32 @@ func (n *Node) make(dir string) error {
 	return ip("route", "add", n.pods, "via", n.Addr, "dev", bridge, "onlink")
 }
 
-// Join writes what "kubeadm join" leaves on a node: the kubelet's own
-// credential, its configuration and its flags. A running kubelet, which fails
-// for want of them, finds them at its next start.
-func (n *Node) Join() error {
+// Join does what "kubeadm join" does on a node, which may be off: it stops the
+// kubelet, writes its own credential, its configuration and its flags, and
+// starts it.
+func (n *Node) Join(ctx context.Context) error {
 	kubeconfig, err := n.cluster.authority.kubeconfig("system:node:"+n.Name, "system:nodes")
 	if err != nil {
 		return err
 	}
-	return errors.Join(
+	systemctl := func(verb string) error {
+		if n.leader == 0 {
+			return nil
+		}
+		_, err := n.Output(ctx, "systemctl", verb, "kubelet")
+		return err
+	}
+	if err := systemctl("stop"); err != nil {
+		return err
+	}
+	if err := errors.Join(
 		n.Put("/etc/kubernetes/pki/ca.crt", n.cluster.authority.pem, 0o644),
 		n.Put("/etc/kubernetes/kubelet.conf", kubeconfig, 0o600),
-		n.Put("/var/lib/kubelet/kubeadm-flags.env", fmt.Appendf(nil, "KUBELET_KUBEADM_ARGS=\"--container-runtime-endpoint=unix:///run/containerd/containerd.sock --node-ip=%s --hostname-override=%s\"\n", n.Addr, n.Name), 0o644),
-		n.Put("/var/lib/kubelet/config.yaml", []byte(kubeletConfig), 0o644))
+		n.Put("/var/lib/kubelet/config.yaml", []byte(kubeletConfig), 0o644),
+		n.Put("/var/lib/kubelet/kubeadm-flags.env", fmt.Appendf(nil, "KUBELET_KUBEADM_ARGS=\"--container-runtime-endpoint=unix:///run/containerd/containerd.sock --node-ip=%s --hostname-override=%s\"\n", n.Addr, n.Name), 0o644)); err != nil {
+		return err
+	}
+	return systemctl("start")
 }
 
 // kubeletConfig is what kubeadm writes, and then what makes a container fit for
@@ -303,28 +317,53 @@ func (n *Node) Cut() error {
 	if err := unix.Kill(n.leader, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("cutting the power of node %s: %w", n.Name, err)
 	}
-	return n.off()
+	return n.off(context.Background())
 }
 
 // off waits until the last process is gone.
-func (n *Node) off() error {
-	<-n.ended // how it ended, its systemd may say
-	n.leader = 0
-	return removeGroups(n.group(), removeTimeout)
+func (n *Node) off(ctx context.Context) error {
+	for {
+		select {
+		case <-n.ended: // how it ended, its systemd may say
+			n.leader = 0
+			return removeGroups(n.group(), removeTimeout)
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+			wake()
+		}
+	}
 }
 
-// PowerOff shuts the node down as its systemd does.
+// wake lets go on every nsenter of ours that has stopped. It stops when the
+// command that it has started does, and systemd stops whatever still runs when
+// a node goes down: the node is off when nsenter has seen the command's end.
+func wake() {
+	children, err := exec.Command("ps", "--ppid", strconv.Itoa(os.Getpid()), "-o", "pid=,state=,comm=").Output()
+	if err != nil {
+		return // none
+	}
+	for line := range strings.Lines(string(children)) {
+		f := strings.Fields(line)
+		if pid, err := strconv.Atoi(f[0]); err == nil && f[1] == "T" && f[2] == "nsenter" {
+			_ = unix.Kill(pid, unix.SIGCONT)
+		}
+	}
+}
+
+// PowerOff shuts the node down as its systemd does. One that does not go down
+// is an error, and its power is cut.
 func (n *Node) PowerOff(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
 	if _, err := n.Exec(ctx, "systemctl", "poweroff"); err != nil {
 		return err
 	}
-	select {
-	case err := <-n.ended:
-		n.ended <- err
-		return n.off()
-	case <-ctx.Done():
-		return errors.Join(fmt.Errorf("powering off node %s: %w", n.Name, ctx.Err()), n.Cut())
+	if err := n.off(ctx); err != nil {
+		err = fmt.Errorf("powering off node %s: %w\n%s", n.Name, err, tail(n.console()))
+		return errors.Join(err, n.Cut())
 	}
+	return nil
 }
 
 // Reboot shuts the node down as its systemd does, and boots it.

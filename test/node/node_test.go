@@ -35,7 +35,7 @@ var made atomic.Int64
 func boot(t *testing.T, prepare ...func(*Node)) *Node {
 	t.Helper()
 	n := create(t)
-	must(t, n.Join())
+	must(t, n.Join(t.Context()))
 	for _, f := range prepare {
 		f(n)
 	}

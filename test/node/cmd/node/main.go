@@ -63,7 +63,7 @@ func run(binary string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := errors.Join(n.Join(), n.JoinAdmin(), n.Put("/usr/bin/nodelocaldns", program, 0o755),
+	if err := errors.Join(n.Join(ctx), n.JoinAdmin(), n.Put("/usr/bin/nodelocaldns", program, 0o755),
 		n.Put("/root/.bashrc", []byte("PS1='\\h# '\n"), 0o644)); err != nil {
 		return 0, err
 	}
