@@ -168,6 +168,7 @@ func NewDurable(cfg DurableConfig, d DurableDeps) *Durable {
 		planOf:   n.plan,
 		undoerOf: n.undoer,
 		live:     n.live,
+		grace:    engine.DefaultGrace + cfg.Settle, // which begins when the restart is done
 	}
 	return n
 }

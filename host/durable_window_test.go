@@ -36,6 +36,7 @@ type live struct {
 	want    kubelet.Want                 // that its unit calls us with at a start
 	joined  bool                         // else it exits at each start, and waits for kubeadm join
 	refuses func(asks []netip.Addr) bool // it exits when it is told to have pods ask these
+	settle  time.Duration
 
 	st     kubelet.UnitState
 	unit   string
@@ -49,7 +50,7 @@ type live struct {
 // again until the node joins.
 func newLive(t *testing.T, k nodeKind, joined bool) *live {
 	t.Helper()
-	d := &live{disk: k.disk(t), want: k.first, joined: joined}
+	d := &live{disk: k.disk(t), want: k.first, joined: joined, settle: time.Millisecond}
 	f, err := kubelet.Find(t.Context(), kubelet.Node{Tree: fsys.Tree(d.root)}, k.first)
 	if err != nil {
 		t.Fatal(err)
@@ -175,7 +176,7 @@ func (d *live) process(want kubelet.Want) *host.Durable {
 	deps.State = state{d.disk, fsys.Dir(filepath.Join(d.root, deps.StateDir))}
 	deps.Verify, deps.Units = d, d
 	deps.Healthz = func(context.Context, netip.AddrPort) error { return nil }
-	return host.NewDurable(host.DurableConfig{Kubelet: &want, Settle: time.Millisecond}, deps)
+	return host.NewDurable(host.DurableConfig{Kubelet: &want, Settle: d.settle}, deps)
 }
 
 // reboot is what a power cut is followed by, where it is not our process alone
@@ -492,6 +493,15 @@ func TestAKubeletThatRefusesOurAddressIsAnErrorThatSaysWhatItDid(t *testing.T) {
 		}
 		if n := d.restarts(); n != 2 {
 			t.Errorf("restarted %d times, want once with us and once without", n)
+		}
+	})
+}
+
+func TestAKubeletMayBeWatchedForAsLongAsTheConfigurationAllows(t *testing.T) {
+	in(t, scenes[0], func(t *testing.T, d *live, k nodeKind) {
+		d.settle = 10 * time.Minute
+		if err := d.process(k.first).Apply(t.Context()); err != nil {
+			t.Error(err)
 		}
 	})
 }

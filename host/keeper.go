@@ -34,6 +34,8 @@ type keeper struct {
 
 	// live is nil where no step disturbs pods.
 	live fitter
+
+	grace time.Duration // engine.Engine.Grace
 }
 
 // A fitter fits a plan to what runs on the node: steps that disturb pods get
@@ -226,6 +228,7 @@ func (k *keeper) engine(plan []engine.Item) *engine.Engine {
 		Journal: k.journal,
 		Plan:    plan,
 		Now:     k.now,
+		Grace:   k.grace,
 		Note:    func(name, what, why string) { k.log.Warn(what, "step", name, "why", why) },
 	}
 }
