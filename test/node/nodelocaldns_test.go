@@ -109,9 +109,10 @@ func eventually(t *testing.T, what string, f func() error) {
 	must(t, Until(ctx, what, f))
 }
 
-// kept is what rollback may leave: where the journal was, and the switch that
-// keeps guard and the units from doing it all again.
-var kept = regexp.MustCompile(`(?m)^\+ file (/var/lib/nodelocaldns( |/off |/journal\.json )|/run/nodelocaldns( |/lock |/guard\.lock |/journal\.json )).*\n`)
+// kept is what rollback may leave: where the journals were, the switch that
+// keeps guard and the units from doing it all again, and until a reboot the
+// locks.
+var kept = regexp.MustCompile(`(?m)^\+ file (/var/lib/nodelocaldns( |/off )|/run/nodelocaldns( |/lock |/guard\.lock )).*\n`)
 
 // asBefore fails the test unless the node is what it was before we came.
 func asBefore(t *testing.T, what string, n *Node, before Dump) {
