@@ -197,20 +197,9 @@ func (n *Durable) Apply(ctx context.Context, steps ...string) error {
 	return n.change(ctx, func() error { return n.state.Remove(offFile) }, steps)
 }
 
-// Continue is Apply for the rest of one that has begun and let go of the lock:
-// if the off switch is set by now, a rollback came between, and it returns
-// ErrOff with nothing written.
+// Continue is that of both plans.
 func (n *Durable) Continue(ctx context.Context, steps ...string) error {
 	return n.change(ctx, n.on, steps)
-}
-
-// on is an error if the off switch is set.
-func (n *Durable) on() error {
-	off, err := n.Off()
-	if off {
-		return ErrOff
-	}
-	return err
 }
 
 func (n *Durable) change(ctx context.Context, off func() error, steps []string) error {

@@ -116,6 +116,22 @@ func (k *keeper) Apply(ctx context.Context, steps ...string) error {
 	return k.apply(ctx, func() error { return k.state.Remove(offFile) }, k.live, steps)
 }
 
+// Continue is Apply for the rest of one that has begun and let go of the lock:
+// if the off switch is set by now, a rollback came between, and it returns
+// ErrOff with nothing written.
+func (k *keeper) Continue(ctx context.Context, steps ...string) error {
+	return k.apply(ctx, k.on, k.live, steps)
+}
+
+// on is an error if the off switch is set.
+func (k *keeper) on() error {
+	off, err := k.Off()
+	if off {
+		return ErrOff
+	}
+	return err
+}
+
 // apply calls off under the lock, before anything is written. live is
 // keeper.live, or nil.
 func (k *keeper) apply(ctx context.Context, off func() error, live fitter, steps []string) error {

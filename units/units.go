@@ -49,6 +49,11 @@ type Settings struct {
 	CacheBytes int64            // of the resolver, for all cached replies together
 	Kubelet    string           // the unit that runs the kubelet, where it is none of those that are known
 	Config     string           // --config of the program, absolute
+
+	// Stamp tells one configuration from another. It is in the files of what
+	// reads the configuration once, at its start, and so has it started again
+	// when that changes. One line.
+	Stamp string
 }
 
 // A File is one unit file.
@@ -81,6 +86,9 @@ func Render(s Settings) ([]File, error) {
 func (s Settings) render(text []byte) []byte {
 	var out bytes.Buffer
 	for line := range strings.Lines(string(text)) {
+		if s.Stamp != "" && (strings.HasPrefix(line, "ExecStart="+Program+" guard") || strings.HasPrefix(line, "ExecStart="+Program+" serve")) {
+			out.WriteString("# Started for the configuration " + s.Stamp + ".\n")
+		}
 		switch {
 		case strings.HasSuffix(line, "="+address+"\n") && s.Listen != nil:
 			for _, a := range s.Listen {

@@ -50,6 +50,7 @@ func TestWhatTheConfigurationSaysIsInTheUnits(t *testing.T) {
 		CacheBytes: 64 << 20,
 		Kubelet:    "our-kubelet.service",
 		Config:     "/etc/dns.yaml",
+		Stamp:      "0123abcd",
 	}) {
 		got.WriteString(f.Name + ", started by " + f.WantedBy + "\n")
 		had, now := strings.SplitAfter(string(plain[i].Content), "\n"), strings.SplitAfter(string(f.Content), "\n")
@@ -67,6 +68,7 @@ func TestWhatTheConfigurationSaysIsInTheUnits(t *testing.T) {
 	const want = `nodelocaldns-guard.service, started by multi-user.target
 - ExecStart=/usr/bin/nodelocaldns guard
 + Before=our-kubelet.service
++ # Started for the configuration 0123abcd.
 + ExecStart=/usr/bin/nodelocaldns --config /etc/dns.yaml guard
 nodelocaldns.socket, started by sockets.target
 + ListenDatagram=[fd00::a]:53
@@ -76,6 +78,7 @@ nodelocaldns.service, started by multi-user.target
 - ExecStart=/usr/bin/nodelocaldns serve
 - Environment=GOMEMLIMIT=192MiB
 - MemoryMax=256M
++ # Started for the configuration 0123abcd.
 + ExecStart=/usr/bin/nodelocaldns --config /etc/dns.yaml serve
 + Environment=GOMEMLIMIT=256MiB
 + MemoryMax=320M
@@ -106,7 +109,7 @@ func TestSystemdTakesTheUnits(t *testing.T) {
 		}
 		t.Skip("needs systemd-analyze of Debian's package systemd")
 	}
-	for _, s := range []Settings{{}, {Listen: addresses("[fd00::a]:5353"), Kubelet: "x.service", Config: "/etc/dns.yaml"}} {
+	for _, s := range []Settings{{}, {Listen: addresses("[fd00::a]:5353"), Kubelet: "x.service", Config: "/etc/dns.yaml", Stamp: "0123abcd"}} {
 		dir := t.TempDir()
 		args := []string{"verify", "--man=no"}
 		for _, f := range render(t, s) {

@@ -6,6 +6,9 @@ package main
 
 import (
 	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -49,6 +52,7 @@ func (a *app) plans(cfg config.Config, log *slog.Logger, boot bool) (*plans, err
 			CacheBytes: cfg.Cache.MaxBytes,
 			Kubelet:    cfg.Kubelet.Unit,
 			Config:     file,
+			Stamp:      stamp(cfg),
 		}
 	}
 	p.node, p.durable = d.Node, host.NewDurable(want, d)
@@ -67,6 +71,17 @@ func (a *app) plans(cfg config.Config, log *slog.Logger, boot bool) (*plans, err
 	held, _ := p.runtime.Held()
 	p.pods = newNeighbours(p.durable, append(cfg.PodsCanAsk(), held...))
 	return p, nil
+}
+
+// stamp tells cfg from others, by what it says and not by how. That of the
+// default is empty: a package's units are for it.
+func stamp(cfg config.Config) string {
+	text := cfg.YAML()
+	if bytes.Equal(text, config.Default().YAML()) {
+		return ""
+	}
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:6])
 }
 
 // hasUnits says whether our units have a place there: in an image, and on a node

@@ -137,11 +137,7 @@ func (p *plans) Apply(ctx context.Context, names []string, all []engine.Status) 
 			off = false
 			return p.durable.Apply(ctx, steps...)
 		}
-		err := p.durable.Continue(ctx, steps...)
-		if errors.Is(err, host.ErrOff) {
-			err = withHint(errOvertaken, "nodelocaldns status says how far it is; nodelocaldns apply begins anew")
-		}
-		return err
+		return overtaken(p.durable.Continue(ctx, steps...))
 	}
 	if p.runtime != nil && (len(names) == 0 || len(runtime) > 0) {
 		if err := privileged(); err != nil {
@@ -175,6 +171,13 @@ func (p *plans) Apply(ctx context.Context, names []string, all []engine.Status) 
 		if err := apply(first...); err != nil {
 			return p.still(err, all, names, durable)
 		}
+		if p.runtime != nil && len(names) == 0 {
+			// A guard of the configuration before may have repaired what was
+			// applied, until it was restarted just now.
+			if err := overtaken(p.runtime.Continue(ctx)); err != nil {
+				return p.still(err, all, names, durable)
+			}
+		}
 	}
 	if len(names) > 0 && len(last) == 0 {
 		return nil
@@ -185,6 +188,14 @@ func (p *plans) Apply(ctx context.Context, names []string, all []engine.Status) 
 		}
 	}
 	return apply(last...)
+}
+
+// overtaken says what ErrOff means to an apply that had cleared the switch.
+func overtaken(err error) error {
+	if errors.Is(err, host.ErrOff) {
+		return withHint(errOvertaken, "nodelocaldns status says how far it is; nodelocaldns apply begins anew")
+	}
+	return err
 }
 
 // blocked says what keeps the durable plan, or the named steps of it, from being
