@@ -98,7 +98,7 @@ func (n *Node) Dump(ctx context.Context) (Dump, error) {
 }
 
 var (
-	veth      = regexp.MustCompile(`\b(veth[0-9a-f]+|cni0)\b`)
+	veth      = regexp.MustCompile(`\b(veth[0-9a-f]+|cni0|if\d+)\b`) // ifN is one that went while we looked
 	counters  = regexp.MustCompile(`^net\.netfilter\.nf_conntrack_count `)
 	ofBoot    = regexp.MustCompile(`^\d+: |@if\d+|link-netnsid \d+ |\w+_timer +[\d.]+ `) // numbers that the kernel gives out
 	transient = regexp.MustCompile(`^(run-|session-|user-|user@|kubepods|cri-containerd|var-lib-kubelet-pods|var-lib-containerd|sys-(devices|subsystem)-.*(veth|cni0)|systemd-tmpfiles-clean)`)
