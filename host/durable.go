@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -185,7 +186,7 @@ func (n *Durable) Boot(ctx context.Context, steps ...string) error {
 		if err := n.on(); err != nil || !concernsKubelet(steps) {
 			return err
 		}
-		return n.refused()
+		return n.Refused()
 	}, nil, steps)
 }
 
@@ -247,6 +248,14 @@ func (n *Durable) Facts(ctx context.Context) (kubelet.Facts, error) {
 		n.facts = func() (kubelet.Facts, error) { return f, err }
 	}
 	return n.facts()
+}
+
+// Names are whom the kubelet names to pods that start now, found anew; none
+// where that is not known.
+func (n *Durable) Names(ctx context.Context) []netip.Addr {
+	n.forget()
+	f, _ := n.Facts(ctx) // what was found before a refusal is true all the same
+	return f.Now
 }
 
 func (n *Durable) forget() {

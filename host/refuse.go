@@ -24,8 +24,8 @@ func (n *Durable) Refuse(why error) error {
 	return n.state.WriteAtomic(refusedFile, []byte(text+"\n"), 0o644)
 }
 
-// refused is an error that wraps ErrRefused if pods must not be sent to us.
-func (n *Durable) refused() error {
+// Refused is an error that wraps ErrRefused if pods must not be sent to us.
+func (n *Durable) Refused() error {
 	text, err := n.state.ReadFile(refusedFile)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

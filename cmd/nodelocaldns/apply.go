@@ -91,7 +91,7 @@ func (a *app) apply(ctx context.Context, names []string, boot, skipCanary bool, 
 		return nil, nil
 	case errors.Is(err, host.ErrRefused):
 		a.warn(err.Error())
-		a.hint("nodelocaldns apply asks from the pods again")
+		a.hint("nodelocaldns apply tries again")
 		return nil, nil
 	}
 	ctx = context.WithoutCancel(ctx)

@@ -127,6 +127,8 @@ func (a *app) canary(ctx context.Context, cfg config.Config, names probeNames) (
 		return r, "", ctx.Err()
 	case errors.Is(err, fs.ErrPermission):
 		return r, "", fmt.Errorf("looking for pods: %w", err)
+	case err != nil && len(all) == 0:
+		return r, "", fmt.Errorf("looking for pods: %w", err)
 	case err != nil:
 		a.warn("not all is known of the pods: " + err.Error())
 	}

@@ -67,9 +67,12 @@ func (a *app) plans(cfg config.Config, log *slog.Logger, boot bool) (*plans, err
 	if p.runtime, err = host.New(cfg.Host(), deps); err != nil {
 		return nil, err
 	}
-	// A journal that cannot be read is said by whoever needs it.
-	held, _ := p.runtime.Held()
-	p.pods = newNeighbours(p.durable, append(cfg.PodsCanAsk(), held...))
+	held := func() []netip.Addr {
+		all, _ := p.runtime.Held() // a journal that cannot be read is said by whoever needs it
+		return all
+	}
+	p.pods = newNeighbours(p.durable, func() []netip.Addr { return append(cfg.PodsCanAsk(), held()...) })
+	p.leaving = slices.DeleteFunc(held(), func(a netip.Addr) bool { return slices.Contains(cfg.Listen.Addresses, a) })
 	return p, nil
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"nodelocaldns/cmd/nodelocaldns/internal/config"
 	"nodelocaldns/host"
 )
 
@@ -22,7 +23,7 @@ away when it ends: pods keep the address as long as they live.`,
 			if err := a.running(cmd); err != nil {
 				return err
 			}
-			cfg, err := a.config()
+			cfg, err := a.guardable()
 			if err != nil {
 				return err
 			}
@@ -59,4 +60,22 @@ away when it ends: pods keep the address as long as they live.`,
 	}
 	cmd.Flags().BoolVar(&once, "once", false, "one pass, then exit; 1 if something could not be done")
 	return cmd
+}
+
+// guardable is the configuration. One that is broken must not keep a rollback
+// from its end: that goes by the journals.
+func (a *app) guardable() (config.Config, error) {
+	cfg, err := a.config()
+	if err == nil {
+		return cfg, nil
+	}
+	d, derr := a.durableDeps(a.logger())
+	if derr != nil {
+		return cfg, err
+	}
+	if off, oerr := host.NewDurable(host.DurableConfig{}, d).Off(); oerr != nil || !off {
+		return cfg, err
+	}
+	a.logger().Warn("a rollback was asked for: going by the journals alone", cause(err)...)
+	return config.Default(), nil
 }

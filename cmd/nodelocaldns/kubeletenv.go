@@ -3,7 +3,11 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net"
+	"net/netip"
 	"path"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -46,6 +50,24 @@ With --root, print what would be written, and write nothing.`,
 			return nil
 		},
 	}
+}
+
+// onNode is an error if one of our addresses is not on the node: pods must not
+// be sent where nobody is.
+func onNode(ours []netip.Addr) error {
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return fmt.Errorf("looking for our addresses: %w", err)
+	}
+	for _, a := range ours {
+		if !slices.ContainsFunc(all, func(have net.Addr) bool {
+			p, err := netip.ParsePrefix(have.String())
+			return err == nil && p.Addr().Unmap() == a.Unmap()
+		}) {
+			return withHint(fmt.Errorf("%s is not on this node", a), "is guard running? nodelocaldns status says more")
+		}
+	}
+	return nil
 }
 
 func (a *app) kubeletEnv(ctx context.Context) error {
@@ -97,6 +119,14 @@ func (a *app) envFile(ctx context.Context, cfg config.Config) (text []byte, targ
 	want := cfg.Durable(name).Kubelet
 	if want == nil {
 		return nil, "", errors.New("kubelet.manage is false, or no pod can ask listen.addresses")
+	}
+	if a.rootDir == "" {
+		if err := onNode(want.Addresses); err != nil {
+			return nil, "", err
+		}
+		if err := host.NewDurable(host.DurableConfig{}, d).Refused(); err != nil {
+			return nil, "", err
+		}
 	}
 	n := d.Node
 	n.Running = nil // what is about to start is not what ran

@@ -26,6 +26,8 @@ type plans struct {
 	node kubelet.Node
 	pods *neighbours // nil where no pod is to be looked for
 
+	leaving []netip.Addr // that the node has because of us, and the configuration no longer
+
 	// canary says why pods must not be sent to us. It is called when everything
 	// but the kubelet is as it should be, and before that is changed; runs says
 	// that a kubelet will be restarted for it. Nil: nobody is asked.
@@ -107,6 +109,9 @@ var errOvertaken = errors.New("a rollback was asked for meanwhile")
 // errNotAsked keeps the boot from what the canary has not allowed yet.
 var errNotAsked = errors.New("it was to ask from the pods first")
 
+// errLeftOut keeps the boot from what an apply of other steps has not asked for.
+var errLeftOut = errors.New("it was not asked to")
+
 // errStill says why pods are not sent to us.
 var errStill = errors.New("left as it is: pods must not be sent where nobody answers")
 
@@ -132,6 +137,13 @@ func (p *plans) Apply(ctx context.Context, names []string, all []engine.Status) 
 	if err != nil {
 		return err
 	}
+	if off && len(names) > 0 && !slices.ContainsFunc(names, func(name string) bool { return is(kubeletNoun, name) }) {
+		// The switch is about to be cleared, and no boot may take that for a
+		// yes to the kubelet.
+		if err := p.durable.Refuse(errLeftOut); err != nil {
+			return err
+		}
+	}
 	apply := func(steps ...string) error { // the first of all clears the off switch
 		if off {
 			off = false
@@ -141,6 +153,9 @@ func (p *plans) Apply(ctx context.Context, names []string, all []engine.Status) 
 	}
 	if p.runtime != nil && (len(names) == 0 || len(runtime) > 0) {
 		if err := privileged(); err != nil {
+			return err
+		}
+		if err := p.stillAsked(ctx); err != nil {
 			return err
 		}
 		off = false
@@ -188,6 +203,24 @@ func (p *plans) Apply(ctx context.Context, names []string, all []engine.Status) 
 		}
 	}
 	return apply(last...)
+}
+
+// stillAsked is an error if a pod that runs names an address of ours which the
+// configuration no longer has: it would be taken from it for life.
+func (p *plans) stillAsked(ctx context.Context) error {
+	if len(p.leaving) == 0 || p.pods == nil {
+		return nil
+	}
+	hint := fmt.Sprintf("keep %s in listen.addresses, behind the new ones, until those pods are replaced; or nodelocaldns rollback --now first", named(p.leaving))
+	asking, err := p.pods.namingAny(ctx, p.leaving)
+	switch {
+	case err != nil:
+		return withHint(fmt.Errorf("looking for pods that name %s: %w", named(p.leaving), err), "%s", hint)
+	case len(asking) > 0:
+		return withHint(fmt.Errorf("%s is not in listen.addresses any more, and pods of this node still name it: %s",
+			named(p.leaving), strings.Join(podNames(asking), ", ")), "%s", hint)
+	}
+	return nil
 }
 
 // overtaken says what ErrOff means to an apply that had cleared the switch.

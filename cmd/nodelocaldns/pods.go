@@ -26,7 +26,10 @@ type podJSON struct {
 // neighbours are the pods of this node, and which of them name us.
 type neighbours struct {
 	find func(ctx context.Context) ([]pods.Pod, error)
-	ours []netip.Addr
+	ours func() []netip.Addr
+
+	// kubelet are whom the kubelet that runs names to new pods.
+	kubelet func(ctx context.Context) []netip.Addr
 
 	// explain marks the pods whose own dnsConfig names one of ours, where
 	// somebody can be asked.
@@ -34,10 +37,11 @@ type neighbours struct {
 }
 
 // newNeighbours looks at the running node.
-func newNeighbours(d *host.Durable, ours []netip.Addr) *neighbours {
+func newNeighbours(d *host.Durable, ours func() []netip.Addr) *neighbours {
 	return &neighbours{
-		find: new(pods.Finder).Running,
-		ours: ours,
+		find:    new(pods.Finder).Running,
+		ours:    ours,
+		kubelet: d.Names,
 		explain: func(ctx context.Context, all []pods.Pod) {
 			f, _ := d.Facts(ctx) // what was found before a refusal is true all the same
 			if f.Kubeconfig == "" {
@@ -46,7 +50,7 @@ func newNeighbours(d *host.Durable, ours []netip.Addr) *neighbours {
 			ctx, cancel := context.WithTimeout(ctx, askFor)
 			defer cancel()
 			if specs, err := pods.Ask(ctx, f.Kubeconfig, ""); err == nil {
-				pods.Explain(all, specs, ours)
+				pods.Explain(all, specs, ours())
 			}
 		},
 	}
@@ -54,17 +58,35 @@ func newNeighbours(d *host.Durable, ours []netip.Addr) *neighbours {
 
 // naming are the pods that name us. An error says that there may be more.
 func (n *neighbours) naming(ctx context.Context) ([]pods.Pod, error) {
-	if n == nil || len(n.ours) == 0 {
+	if n == nil {
+		return nil, nil
+	}
+	return n.namingAny(ctx, n.ours())
+}
+
+func (n *neighbours) namingAny(ctx context.Context, of []netip.Addr) ([]pods.Pod, error) {
+	if len(of) == 0 {
 		return nil, nil
 	}
 	all, err := n.find(ctx)
-	return pods.Naming(all, n.ours), err
+	return pods.Naming(all, of), err
 }
 
-// names are those of naming, for guard.
+// named says whether the kubelet goes on to name us to new pods: where its file
+// was kept, or somebody has put us there by hand.
+func (n *neighbours) named(ctx context.Context) bool {
+	ours := n.ours()
+	return slices.ContainsFunc(n.kubelet(ctx), func(a netip.Addr) bool { return slices.Contains(ours, a) })
+}
+
+// names are who names us, for guard: pods, and the kubelet to those to come.
 func (n *neighbours) names(ctx context.Context) ([]string, error) {
 	all, err := n.naming(ctx)
-	return podNames(all), err
+	names := podNames(all)
+	if n.named(ctx) {
+		names = append(names, "new pods, by the kubelet")
+	}
+	return names, err
 }
 
 func podNames(all []pods.Pod) []string {
@@ -127,6 +149,13 @@ func (n *neighbours) wait(ctx context.Context, patience time.Duration, told func
 	}
 }
 
+// errStillNamed is a rollback that would take from pods to come what they are
+// sent to.
+var errStillNamed = &hinted{
+	errors.New("the kubelet goes on to name us to new pods: what answers them stays"),
+	"rollback without --keep kubelet begins with the kubelet; if it names us by its own files, change those and restart it; --now does not wait for it",
+}
+
 // errPodsUnseen is a rollback that cannot find out whether pods name us.
 func errPodsUnseen(err error) error {
 	return withHint(fmt.Errorf("looking for pods that name us: %w", err),
@@ -162,6 +191,14 @@ func (a *app) canaryBefore(ctx context.Context, cfg config.Config, runs bool) er
 	r, _, err := a.canary(ctx, cfg, probeNames{external: external})
 	if err == nil {
 		err = canaryError(r)
+	}
+	const most = 10
+	for i, l := range canaryLines(r.Failures) {
+		if i == most {
+			a.note(fmt.Sprintf("canary: %d more fail", len(canaryLines(r.Failures))-most))
+			break
+		}
+		a.note("canary: " + l.from + ": " + l.text)
 	}
 	if err != nil {
 		return withHint(err, "%s; nodelocaldns canary says more; %s", cmp.Or(hintOf(err), "see what is in the way"), goOn)

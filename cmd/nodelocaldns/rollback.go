@@ -130,6 +130,9 @@ func (a *app) rollback(ctx context.Context, keep []string, g gentle, out *rollba
 func (a *app) waiter(p *plans, g gentle) waiter {
 	return func(ctx context.Context) ([]pods.Pod, error) {
 		left, err := p.pods.naming(ctx)
+		if !g.now && p.pods.named(ctx) {
+			return nil, errStillNamed
+		}
 		switch {
 		case g.now:
 			if len(left) > 0 {

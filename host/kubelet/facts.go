@@ -392,6 +392,12 @@ func (f *found) running() error {
 		conf, _ := lastValue(all, "config")
 		dir, _ := lastValue(all, "config-dir")
 		c, err := readConfig(f.node.Tree, conf, dir, nil)
+		if errors.Is(err, fs.ErrNotExist) && f.Source == "" {
+			// One that waits for kubeadm join, in the moment that each of its
+			// lives lasts.
+			f.PID = 0
+			return nil
+		}
 		if err != nil {
 			return nil //nolint:nilerr // it started with files that have gone since: the present ones tell
 		}
