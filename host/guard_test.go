@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -398,7 +399,7 @@ func TestThereIsOneGuard(t *testing.T) {
 
 // drained runs test with a guard that ends rollbacks; naming are the pods that
 // name us, as the test goes on.
-func drained(t *testing.T, naming *[]string, test func(t *testing.T, r *rig, done <-chan error)) {
+func drained(t *testing.T, naming *atomic.Pointer[[]string], test func(t *testing.T, r *rig, done <-chan error)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
@@ -407,10 +408,11 @@ func drained(t *testing.T, naming *[]string, test func(t *testing.T, r *rig, don
 			Node:    n,
 			Durable: r.durable(),
 			Naming: func(context.Context) ([]string, error) {
-				if *naming == nil {
+				names := naming.Load()
+				if names == nil {
 					return nil, errors.New("proc is not mounted")
 				}
-				return *naming, nil
+				return *names, nil
 			},
 		}})
 		ctx, cancel := context.WithCancel(t.Context())
@@ -423,6 +425,12 @@ func drained(t *testing.T, naming *[]string, test func(t *testing.T, r *rig, don
 	})
 }
 
+func names(all ...string) *atomic.Pointer[[]string] {
+	var p atomic.Pointer[[]string]
+	p.Store(&all)
+	return &p
+}
+
 // durable is the durable half of the rig's node: nothing but its journal.
 func (r *rig) durable() *host.Durable {
 	d := host.RootDeps(r.dir, r.deps().Log)
@@ -431,8 +439,8 @@ func (r *rig) durable() *host.Durable {
 }
 
 func TestGuardEndsARollbackWhenNoPodNamesUs(t *testing.T) {
-	naming := []string{"default/web", "default/db"}
-	drained(t, &naming, func(t *testing.T, r *rig, _ <-chan error) {
+	naming := names("default/web", "default/db")
+	drained(t, naming, func(t *testing.T, r *rig, _ <-chan error) {
 		applied := r.String()
 		if err := r.durable().TurnOff(); err != nil {
 			t.Fatal(err)
@@ -444,11 +452,11 @@ func TestGuardEndsARollbackWhenNoPodNamesUs(t *testing.T) {
 		after(10 * time.Second)
 		r.mustBe("what pods need is repaired meanwhile", applied)
 
-		naming = nil // it cannot be found out
+		naming.Store(nil) // it cannot be found out
 		after(time.Minute)
 		r.mustBe("while it cannot be told whether pods name us", applied)
 
-		naming = []string{}
+		naming.Store(&[]string{})
 		after(10 * time.Second)
 		r.mustBe("when none does any more", r.orig)
 		log := r.logged()
@@ -467,8 +475,7 @@ func TestGuardEndsARollbackWhenNoPodNamesUs(t *testing.T) {
 }
 
 func TestGuardLeavesWhatTheRollbackIsToKeep(t *testing.T) {
-	naming := []string{}
-	drained(t, &naming, func(t *testing.T, r *rig, _ <-chan error) {
+	drained(t, names(), func(t *testing.T, r *rig, _ <-chan error) {
 		if err := r.durable().TurnOff("link/nodelocaldns0"); err != nil {
 			t.Fatal(err)
 		}
@@ -482,8 +489,7 @@ func TestGuardLeavesWhatTheRollbackIsToKeep(t *testing.T) {
 }
 
 func TestGuardDoesNotEndARollbackBeforeTheKubeletHasEverythingBack(t *testing.T) {
-	naming := []string{}
-	drained(t, &naming, func(t *testing.T, r *rig, _ <-chan error) {
+	drained(t, names(), func(t *testing.T, r *rig, _ <-chan error) {
 		applied := r.String()
 		j := journal.New(fsys.Dir(filepath.Join(r.dir, "state")), "journal.json")
 		for _, name := range []string{"kubelet/cluster-dns", "window/kubelet"} {
@@ -589,8 +595,7 @@ func TestThePhaseOfARollbackFollowsFromTheJournals(t *testing.T) {
 // A pass finds that something is gone which pods need, and waits for the lock.
 // Meanwhile whoever took it away has ended that part of the rollback.
 func TestAPassThatWaitedDoesNotRepairWhatWasTakenBackByThen(t *testing.T) {
-	naming := []string{"default/web"}
-	drained(t, &naming, func(t *testing.T, r *rig, _ <-chan error) {
+	drained(t, names("default/web"), func(t *testing.T, r *rig, _ <-chan error) {
 		if err := r.durable().TurnOff(); err != nil {
 			t.Fatal(err)
 		}

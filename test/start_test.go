@@ -71,6 +71,9 @@ func TestTheKubeletStartsWithUsFirstOrAsItAlwaysDid(t *testing.T) {
 		{"the configuration is broken", func(t *testing.T, root string) {
 			put(t, filepath.Join(root, config), []byte("x: y\n"), 0o644)
 		}, ""},
+		{"our address is not there", func(t *testing.T, root string) {
+			put(t, filepath.Join(root, config), []byte("listen: {addresses: [169.254.20.99]}\n"), 0o644)
+		}, ""},
 		{"our program is gone", func(t *testing.T, root string) {
 			if err := os.Remove(filepath.Join(root, "usr/bin/nodelocaldns")); err != nil {
 				t.Fatal(err)

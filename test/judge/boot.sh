@@ -6,6 +6,10 @@
 set -euo pipefail
 tree=$1 scratch=$2 out=$3 console=$4
 
+# Guard has been here: where our address is not, no kubelet is made to name it.
+ip link set lo up
+ip address add 169.254.20.10/32 dev lo
+
 mount --make-rprivate /
 mount -t tmpfs judge "$scratch"
 cd "$scratch"
