@@ -15,12 +15,13 @@ import (
 
 func TestKubeDNSIsAskedForWithTheKubeletsCredential(t *testing.T) {
 	for _, tt := range []struct{ name, body, want, err string }{
-		{name: "one family", body: `{"spec":{"clusterIP":"10.96.0.10"}}`, want: "10.96.0.10"},
-		{name: "both families", body: `{"spec":{"clusterIP":"10.96.0.10","clusterIPs":["10.96.0.10","fd00:10:96::a"]}}`, want: "10.96.0.10 fd00:10:96::a"},
-		{name: "headless", body: `{"spec":{"clusterIP":"None"}}`, err: "it has no address (None)"},
+		{name: "one family", body: `{"kind":"Service","spec":{"clusterIP":"10.96.0.10"}}`, want: "10.96.0.10"},
+		{name: "both families", body: `{"kind":"Service","spec":{"clusterIP":"10.96.0.10","clusterIPs":["10.96.0.10","fd00:10:96::a"]}}`, want: "10.96.0.10 fd00:10:96::a"},
+		{name: "headless", body: `{"kind":"Service","spec":{"clusterIP":"None"}}`, err: "it has no address (None)"},
 		{name: "forbidden", body: `{"kind":"Status","code":403,"message":"services \"kube-dns\" is forbidden"}`, err: "403 Forbidden: services \"kube-dns\" is forbidden"},
 		{name: "no service", body: `{"kind":"Status","code":404,"message":"services \"kube-dns\" not found"}`, err: "404 Not Found"},
 		{name: "no JSON", body: `<html>`, err: "reading the reply"},
+		{name: "something else", body: `{}`, err: `reading the reply: its kind is "", not Service`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			api := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -42,10 +42,10 @@ func TestPodsOfTheNodeAreAskedForWithTheKubeletsCredential(t *testing.T) {
 	}{
 		{name: "as the certificate says", cert: "system:node:n1.example", body: podList, want: specs},
 		{name: "as we are told", node: "n1.example", body: podList, want: specs},
-		{name: "none", node: "n1.example", body: `{"items":[]}`},
+		{name: "none", node: "n1.example", body: `{"kind":"PodList","items":[]}`},
 		{name: "null", node: "n1.example", body: `{"items":null,"kind":"PodList"}`},
-		{name: "no node's certificate", cert: "admin", err: "reading the node's name from FILE: no client certificate of a kubelet in it"},
-		{name: "no certificate", err: "reading the node's name from FILE: no client certificate of a kubelet in it"},
+		{name: "no list", node: "n1.example", body: `{}`, err: `asking HOST for the pods of node n1.example: reading the reply: its kind is "", not PodList`},
+		{name: "no node's certificate", cert: "admin", err: `reading the node's name from FILE: it is the credential of "admin", not of a kubelet`},
 		{name: "forbidden", node: "n1.example", status: 403, body: `{"kind":"Status","message":"pods is forbidden"}`, err: "asking HOST for the pods of node n1.example: 403 Forbidden: pods is forbidden"},
 		{name: "no JSON", node: "n1.example", status: 502, body: `<html>`, err: "asking HOST for the pods of node n1.example: 502 Bad Gateway"},
 		{name: "half a list", node: "n1.example", body: podList[:len(podList)-10], err: "asking HOST for the pods of node n1.example: reading the reply: unexpected EOF"},
