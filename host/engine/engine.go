@@ -27,7 +27,17 @@ type Record struct {
 	Done  bool       `json:"done"` // Apply was verified; false means interrupted
 	Since time.Time  `json:"since"`
 	Saved step.Saved `json:"saved"`
+	Stage Stage      `json:"stage,omitempty"` // of a window
 }
+
+// A Stage is how far a window had come when its record was written.
+type Stage string
+
+// The stages. A window that is being opened has none: nothing was done in it.
+const (
+	Opened  Stage = "opened"  // what is in it may have begun
+	Settled Stage = "settled" // all that is left to do is to close it
+)
 
 // An Item is a run of steps, inside a window or not.
 type Item struct {
@@ -244,7 +254,7 @@ func (e *Engine) forward(ctx context.Context, w step.Window, busy func() (bool, 
 			return errors.Join(err, e.stuck(w, serr))
 		}
 	}
-	return errors.Join(err, e.shut(ctx, w))
+	return errors.Join(err, e.end(ctx, w))
 }
 
 // backward runs do inside w. The window settles even if a step could not be
@@ -259,33 +269,63 @@ func (e *Engine) backward(ctx context.Context, w step.Window, busy func() (bool,
 	if serr := e.settle(ctx, w); serr != nil {
 		return errors.Join(err, e.stuck(w, serr))
 	}
-	return errors.Join(err, e.shut(ctx, w))
+	return errors.Join(err, e.end(ctx, w))
 }
 
 // open journals and opens w if there is something to do in it or if it is due,
 // or if an earlier run left it open. When opened is false nothing was done, and err
 // says why if that is a failure.
+//
+// Where an earlier run could not close what had settled, that is done, and
+// nothing is restarted for it. One that was cut off before anything was done in
+// w is no reason to leave it open when it cannot be opened now.
 func (e *Engine) open(ctx context.Context, w step.Window, busy func() (bool, error)) (opened bool, err error) {
-	_, left, err := e.record(w.Name())
+	rec, left, err := e.record(w.Name())
 	if err != nil {
 		return false, err
 	}
-	if !left {
-		if need, err := busy(); err != nil || !need {
+	if !left || rec.Stage == Settled {
+		need, err := busy()
+		switch {
+		case err == nil && need:
+		case left:
+			return false, errors.Join(err, e.shut(ctx, w))
+		default:
 			return false, err // nothing to do, or nothing that may be done: nobody is disturbed
 		}
-		if err := e.Journal.Put(Record{Name: w.Name(), Since: e.Now()}); err != nil {
+	}
+	if !left {
+		rec = Record{Name: w.Name(), Since: e.Now()}
+		if err := e.Journal.Put(rec); err != nil {
 			return false, err
 		}
 	}
-	if err := w.Open(ctx); err != nil {
+	if err := w.Open(ctx, rec.Since); err != nil {
 		err = fmt.Errorf("%s: open: %w", w.Name(), err)
-		if left { // an earlier run was cut off inside: its work is not settled yet
+		if rec.Stage == Opened { // an earlier run was cut off inside: its work is not settled yet
 			return false, err
 		}
 		return false, errors.Join(err, e.shut(ctx, w))
 	}
+	if err := e.reach(w, Opened); err != nil {
+		return false, errors.Join(err, e.shut(ctx, w))
+	}
 	return true, nil
+}
+
+// reach notes how far w has come.
+func (e *Engine) reach(w step.Window, s Stage) error {
+	rec, _, err := e.record(w.Name())
+	if err != nil || rec.Stage == s {
+		return err
+	}
+	rec.Stage = s
+	return e.Journal.Put(rec)
+}
+
+// end is shut for a window that has settled.
+func (e *Engine) end(ctx context.Context, w step.Window) error {
+	return errors.Join(e.reach(w, Settled), e.shut(ctx, w))
 }
 
 func (e *Engine) settle(ctx context.Context, w step.Window) error {
@@ -299,7 +339,11 @@ func (e *Engine) settle(ctx context.Context, w step.Window) error {
 func (e *Engine) shut(ctx context.Context, w step.Window) error {
 	ctx, cancel := e.own(ctx)
 	defer cancel()
-	if err := w.Close(ctx); err != nil {
+	rec, _, err := e.record(w.Name())
+	if err != nil {
+		return err
+	}
+	if err := w.Close(ctx, rec.Since); err != nil {
 		return fmt.Errorf("%s: close: %w", w.Name(), err)
 	}
 	return e.Journal.Drop(w.Name())

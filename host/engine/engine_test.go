@@ -174,6 +174,7 @@ type window struct {
 	pdb     bool     // the drain is refused
 	rejects []string // values of d with which the kubelet does not come back
 	during  func()
+	since   []time.Time // of each Open and Close
 
 	undecided error // what Due returns
 }
@@ -184,7 +185,8 @@ func (w *window) Due(context.Context) (bool, error) {
 	return w.n.running != w.n.state["d"], w.undecided
 }
 
-func (w *window) Open(ctx context.Context) error {
+func (w *window) Open(ctx context.Context, since time.Time) error {
+	w.since = append(w.since, since)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -211,7 +213,8 @@ func (w *window) Settle(ctx context.Context) error {
 	return nil
 }
 
-func (w *window) Close(ctx context.Context) error {
+func (w *window) Close(ctx context.Context, since time.Time) error {
+	w.since = append(w.since, since)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -635,6 +638,97 @@ func TestASecondFailedSettleKeepsTheCordonAndItsRecord(t *testing.T) {
 	}
 	equal(t, "node", r.String(), want)
 	noRecords(t, r)
+}
+
+// What was cut off while pods were moved away has changed nothing.
+func TestADrainThatWasCutOffAndIsRefusedThenIsTakenBack(t *testing.T) {
+	r := newRig().windowOnly()
+	want := r.String()
+	r.dieAt, r.landed = 2, true // the record, the cordon
+	run(func() error { return r.Apply(t.Context()) })
+	equal(t, "cordon", r.state["cordoned"], "by us")
+	r.dieAt, r.w.pdb = 0, true
+	mustFail(t, r.Apply(t.Context()), "window/kubelet: open: drain: disruption budget")
+	equal(t, "node", r.String(), want)
+	noRecords(t, r)
+}
+
+func TestADrainThatIsRefusedAfterWorkWasBegunStaysOpen(t *testing.T) {
+	r := newRig().windowOnly()
+	r.w.during = func() { panic(powerCut{}) }
+	run(func() error { return r.Apply(t.Context()) })
+	r.w.during, r.w.pdb = nil, true
+	mustFail(t, r.Apply(t.Context()), "window/kubelet: open: drain: disruption budget")
+	equal(t, "cordon", r.state["cordoned"], "by us")
+	if len(r.recs) != 2 || r.recs[0].Stage != engine.Opened {
+		t.Errorf("journal has %v, want the window, opened", r.recs)
+	}
+}
+
+// unclosed is a window that does not close.
+type unclosed struct{ *window }
+
+func (unclosed) Close(context.Context, time.Time) error { return errors.New("no reply") }
+
+func TestAWindowThatSettledAndDidNotCloseIsClosedWithoutAnotherRestart(t *testing.T) {
+	r := newRig().windowOnly()
+	r.Plan[0].Window = unclosed{r.w}
+	mustFail(t, r.Apply(t.Context()), "window/kubelet: close: no reply")
+	r.changes()
+	r.Plan[0].Window = r.w
+	if err := r.Apply(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "the next run", r.changes(), "uncordon")
+	if len(r.recs) != 1 {
+		t.Errorf("journal has %v, want no window", r.recs)
+	}
+
+	r.Plan[0].Window = unclosed{r.w}
+	mustFail(t, r.Rollback(t.Context()), "window/kubelet: close: no reply")
+	r.changes()
+	r.Plan[0].Window = r.w
+	r.d.want = "newer"
+	if err := r.Apply(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "one that has something to do", r.changes(), "apply:d restart uncordon")
+}
+
+// A cordon is told by when its window was opened, whoever closes it.
+func TestAWindowKeepsItsNameOverPowerCuts(t *testing.T) {
+	ref := newRig()
+	if err := ref.Apply(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for at := 1; at <= ref.writes; at++ {
+		for _, landed := range []bool{false, true} {
+			r := newRig()
+			r.Now = func() time.Time { return epoch.Add(time.Duration(r.writes) * time.Hour) } // not the same twice
+			r.dieAt, r.landed = at, landed
+			run(func() error { return r.Apply(t.Context()) })
+			r.dieAt = 0
+			var left []time.Time
+			for _, rec := range r.recs {
+				if rec.Name == r.w.Name() {
+					left = append(left, rec.Since)
+				}
+			}
+			had := len(r.w.since)
+			if err := r.Rollback(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			now := r.w.since[had:]
+			if len(left) > 0 && (len(now) == 0 || !now[0].Equal(left[0])) {
+				t.Errorf("cut at %d, landed %t: opened again as %s, want %s", at, landed, now, left)
+			}
+			for i := 1; i < len(now); i += 2 {
+				if !now[i].Equal(now[i-1]) {
+					t.Errorf("cut at %d, landed %t: opened and closed as %s", at, landed, now)
+				}
+			}
+		}
+	}
 }
 
 func TestACancelledApplyStillTakesTheWindowBack(t *testing.T) {

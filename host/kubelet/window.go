@@ -215,7 +215,7 @@ func (w *Window) Due(ctx context.Context) (bool, error) {
 
 // Open is step.Window: no pod is moved away for a restart. What cannot be seen
 // of the kubelet now, while it runs, is not asked of it later.
-func (w *Window) Open(ctx context.Context) error {
+func (w *Window) Open(ctx context.Context, _ time.Time) error {
 	if w.cfg.Units == nil {
 		return nil
 	}
@@ -425,4 +425,4 @@ func (h *health) check(ctx context.Context, at netip.AddrPort) (why string, cert
 }
 
 // Close is step.Window: nobody was kept away.
-func (w *Window) Close(context.Context) error { return nil }
+func (w *Window) Close(context.Context, time.Time) error { return nil }

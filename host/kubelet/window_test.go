@@ -209,7 +209,7 @@ func (m *machine) undo() { m.remove(filepath.Dir(dropIn)) }
 func (m *machine) open() *kubelet.Window {
 	m.t.Helper()
 	w := m.window()
-	if err := w.Open(m.t.Context()); err != nil {
+	if err := w.Open(m.t.Context(), time.Time{}); err != nil {
 		m.t.Fatal(err)
 	}
 	m.said.Reset()
@@ -534,7 +534,7 @@ func TestAWindowThatWasLeftOpenBringsTheKubeletBackWhateverBecameOfIt(t *testing
 				m.start()
 				m.st, m.left = tt.st, true
 				w := m.window()
-				if err := w.Open(t.Context()); err != nil {
+				if err := w.Open(t.Context(), time.Time{}); err != nil {
 					t.Fatal(err)
 				}
 				if err := w.Settle(t.Context()); err != nil {

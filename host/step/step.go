@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"time"
 )
 
 // A Step is one reversible change to the node.
@@ -47,8 +48,10 @@ type Window interface {
 	Due(ctx context.Context) (bool, error)
 
 	// Open keeps pods away: cordon and drain. It does nothing where the cordon
-	// is ours already.
-	Open(ctx context.Context) error
+	// is ours already. since is when the window was opened, as its record says:
+	// the same for every process that goes on with it, and so its name where
+	// others must know whose it is.
+	Open(ctx context.Context, since time.Time) error
 
 	// Settle has what runs take over what the steps left, and returns nil only
 	// when that is seen to have worked. It also mends: it is called again when
@@ -57,7 +60,7 @@ type Window interface {
 	Settle(ctx context.Context) error
 
 	// Close lets pods come again, if it was us who kept them away.
-	Close(ctx context.Context) error
+	Close(ctx context.Context, since time.Time) error
 }
 
 // A State is what Check thinks of the node.
