@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"nodelocaldns/host/cordon"
 	"nodelocaldns/host/engine"
 	"nodelocaldns/host/fsys"
 	"nodelocaldns/host/journal"
@@ -40,6 +41,10 @@ type DurableConfig struct {
 	// Settle is how long a kubelet is watched that was restarted; zero is
 	// kubelet.DefaultSettle.
 	Settle time.Duration
+
+	// Cordon is what the cluster has to do with a restart, but for Restart,
+	// Settle, Left and Inside; nil: nothing.
+	Cordon *cordon.Config
 }
 
 // want is what the kubelet is looked at with.
@@ -48,6 +53,16 @@ func (c DurableConfig) want() kubelet.Want {
 		return *c.Kubelet
 	}
 	return c.Known
+}
+
+// grace is how long a restart may take to be seen to have worked: systemd's part
+// of it is DefaultGrace, and the cluster has its own.
+func (c DurableConfig) grace() time.Duration {
+	grace := engine.DefaultGrace + c.Settle // which begins when the restart is done
+	if c.Cordon != nil {
+		grace += c.Cordon.Timeout
+	}
+	return grace
 }
 
 // DurableDeps is everything outside the process that a Durable touches.
@@ -169,7 +184,7 @@ func NewDurable(cfg DurableConfig, d DurableDeps) *Durable {
 		planOf:   n.plan,
 		undoerOf: n.undoer,
 		live:     n.live,
-		grace:    engine.DefaultGrace + cfg.Settle, // which begins when the restart is done
+		grace:    cfg.grace(),
 	}
 	return n
 }
@@ -382,7 +397,7 @@ func (n *Durable) window(ctx context.Context, recs []engine.Record) (step.Window
 		Left: left, Held: has(kubelet.StepName),
 	})
 	if left {
-		return w, nil
+		return n.cordoned(w, recs), nil
 	}
 	if n.deps.Units == nil {
 		return nil, nil
@@ -391,5 +406,18 @@ func (n *Durable) window(ctx context.Context, recs []engine.Record) (step.Window
 	if err != nil || !runs {
 		return nil, err
 	}
-	return w, nil
+	return n.cordoned(w, recs), nil
+}
+
+// cordoned puts the cluster round a restart.
+func (n *Durable) cordoned(w step.Window, recs []engine.Record) step.Window {
+	if n.cfg.Cordon == nil {
+		return w
+	}
+	cfg := *n.cfg.Cordon
+	cfg.Restart, cfg.Settle = w, n.cfg.Settle
+	if i := slices.IndexFunc(recs, func(r engine.Record) bool { return r.Name == w.Name() }); i >= 0 {
+		cfg.Left, cfg.Inside = true, recs[i].Stage == engine.Opened
+	}
+	return cordon.New(cfg)
 }

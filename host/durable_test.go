@@ -312,7 +312,9 @@ func TestRollbackRestoresEveryFileAfterAFaultAnywhere(t *testing.T) {
 							if several && (f.err != nil || (a+2*b+3*c)%13 != 0) {
 								continue // each alone, and some power cuts in twos and threes
 							}
-							cases++
+							if cases++; cases%thin != 0 {
+								continue
+							}
 							d := k.disk(t)
 							d.arm(a, f)
 							d.run(func() error { return d.durable(k.first).Apply(t.Context()) })

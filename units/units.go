@@ -18,10 +18,11 @@ const (
 	Guard    = "nodelocaldns-guard.service"
 	Resolver = "nodelocaldns.service"
 	Kubelet  = "nodelocaldns-kubelet.service"
+	Resume   = "nodelocaldns-resume.service"
 )
 
 // Names are all units, in the order in which they start.
-var Names = []string{Guard, Socket, Resolver, Kubelet}
+var Names = []string{Guard, Socket, Resolver, Kubelet, Resume}
 
 //go:embed *.socket *.service
 var files embed.FS
@@ -31,6 +32,7 @@ const (
 	Program = "/usr/bin/nodelocaldns"
 	address = "169.254.20.10:53"
 	before  = "Before=kubelet.service "
+	behind  = "After=kubelet.service "
 )
 
 // Memory of the resolver beyond its cache: what it uses without one under a
@@ -100,13 +102,21 @@ func (s Settings) render(text []byte) []byte {
 			fmt.Fprintf(&out, "Environment=GOMEMLIMIT=%dMiB\n", s.memory()>>20)
 		case strings.HasPrefix(line, "MemoryMax=") && s.CacheBytes != 0:
 			fmt.Fprintf(&out, "MemoryMax=%dM\n", (s.memory()+spareBytes)>>20)
-		case strings.HasPrefix(line, before) && s.Kubelet != "" && !slices.Contains(strings.Fields(line[len("Before="):]), s.Kubelet):
+		case strings.HasPrefix(line, before) && s.elsewhere(line):
 			out.WriteString(line + "Before=" + s.Kubelet + "\n")
+		case strings.HasPrefix(line, behind) && s.elsewhere(line):
+			out.WriteString(line + "After=" + s.Kubelet + "\n")
 		default:
 			out.WriteString(line)
 		}
 	}
 	return out.Bytes()
+}
+
+// elsewhere says that the kubelet's unit is none of those in the line.
+func (s Settings) elsewhere(line string) bool {
+	_, names, _ := strings.Cut(line, "=")
+	return s.Kubelet != "" && !slices.Contains(strings.Fields(names), s.Kubelet)
 }
 
 func (s Settings) memory() int64 { return baseBytes + 2*s.CacheBytes }

@@ -86,6 +86,10 @@ nodelocaldns-kubelet.service, started by multi-user.target
 - ExecStart=/usr/bin/nodelocaldns apply --step kubelet --boot
 + Before=our-kubelet.service
 + ExecStart=/usr/bin/nodelocaldns --config /etc/dns.yaml apply --step kubelet --boot
+nodelocaldns-resume.service, started by multi-user.target
+- ExecStart=/usr/bin/nodelocaldns apply --resume
++ After=our-kubelet.service
++ ExecStart=/usr/bin/nodelocaldns --config /etc/dns.yaml apply --resume
 `
 	if got.String() != want {
 		t.Errorf("what differs is\n%swant\n%s", &got, want)

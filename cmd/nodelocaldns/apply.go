@@ -11,7 +11,9 @@ import (
 
 	"nodelocaldns/host"
 	"nodelocaldns/host/engine"
+	"nodelocaldns/host/kubelet"
 	"nodelocaldns/host/step"
+	"nodelocaldns/host/unit"
 )
 
 // changeJSON is the shape of apply --json and rollback --json.
@@ -33,7 +35,8 @@ const (
 
 func (a *app) applyCommand() *cobra.Command {
 	var steps []string
-	var boot, skipCanary, asJSON bool
+	var boot, resume, skipCanary, asJSON bool
+	var d disturbance
 	cmd := &cobra.Command{
 		Use:   "apply",
 		Short: "change the node as plan says, verified; clears the off switch of a rollback",
@@ -57,12 +60,21 @@ long as no unit requires this one.`,
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
 			out := changeJSON{Steps: []planStep{}}
-			r, err := a.apply(ctx, steps, boot, skipCanary, &out)
+			if a.disturb = &d; boot && resume {
+				return usagef("--boot is for before the kubelet's start, --resume for after it", "--boot and --resume contradict each other")
+			}
+			do := func() (*host.Restart, error) { return a.apply(ctx, steps, boot, skipCanary, &out) }
+			if resume {
+				do = func() (*host.Restart, error) { return a.resume(ctx, &out) }
+			}
+			r, err := do()
 			return a.changed(out, stateApplied, r, asJSON, err)
 		},
 	}
 	cmd.Flags().StringSliceVar(&steps, "step", nil, "only this step, or all of this noun (`name`: kubelet, link, sysctl/net.…); may be repeated")
 	cmd.Flags().BoolVar(&boot, "boot", false, "files only, and nothing while the off switch is set")
+	cmd.Flags().BoolVar(&resume, "resume", false, "bring a restart of the kubelet to its end that was cut off, forward or back as it was going; else nothing")
+	d.flags(cmd)
 	cmd.Flags().BoolVar(&skipCanary, "skip-canary", false, "do not ask from the pods first; if they cannot reach us, new pods wait five seconds for each name")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	_ = cmd.RegisterFlagCompletionFunc("step", a.stepNames(func(st engine.Status) bool { return !st.Leftover && st.Err == nil }))
@@ -106,6 +118,56 @@ func (a *app) apply(ctx context.Context, names []string, boot, skipCanary bool, 
 	}
 	for _, n := range p.notes(ctx, after) {
 		a.warn(n)
+	}
+	r := p.restartPending(ctx)
+	out.RestartPending = r != nil
+	return r, errors.Join(err, cerr)
+}
+
+// resume brings a window to its end that a reboot or a crash left open: back, if
+// a rollback was asked for, else forward.
+func (a *app) resume(ctx context.Context, out *changeJSON) (*host.Restart, error) {
+	if a.rootDir != "" {
+		return nil, usagef("run it on the node itself", "--resume works on the running system, --root leaves that alone")
+	}
+	cfg, err := a.config()
+	if err != nil {
+		return nil, err
+	}
+	p, err := a.plans(cfg, a.voice(), false)
+	if err != nil {
+		return nil, err
+	}
+	all, err := p.Check(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !statusOfStep(all, kubelet.WindowName).Ours {
+		return nil, nil
+	}
+	off, err := p.Off()
+	switch {
+	case err != nil:
+	case off:
+		var keep []string
+		if keep, err = p.durable.Kept(); err == nil {
+			err = p.durable.Rollback(ctx, append(keep, unit.StepName)...)
+		}
+	default:
+		if err = p.durable.Refused(); err != nil {
+			// The kubelet did not come back with our change, and not without it.
+			err = withHint(err, "mend the kubelet, then nodelocaldns apply or rollback")
+		} else {
+			err = p.durable.Continue(ctx, kubeletNoun)
+		}
+	}
+	if err == nil {
+		out.Changed = true
+		out.Steps = append(out.Steps, planStep{kubelet.WindowName, stateApplied, "brought to its end", ""})
+	}
+	after, cerr := p.Check(context.WithoutCancel(ctx))
+	for _, st := range after {
+		out.Steps = append(out.Steps, planStep{st.Name, stateOf(st), st.Why, strings.TrimRight(st.Diff, "\n")})
 	}
 	r := p.restartPending(ctx)
 	out.RestartPending = r != nil

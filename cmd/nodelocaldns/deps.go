@@ -55,6 +55,11 @@ func (a *app) plans(cfg config.Config, log *slog.Logger, boot bool) (*plans, err
 			Stamp:      stamp(cfg),
 		}
 	}
+	if a.disturb != nil && a.rootDir == "" && !boot {
+		if want.Cordon, err = a.cordon(a.disturb, cfg, log, func() *host.Durable { return p.durable }); err != nil {
+			return nil, err
+		}
+	}
 	p.node, p.durable = d.Node, host.NewDurable(want, d)
 	if boot || a.rootDir != "" {
 		return p, nil

@@ -55,6 +55,10 @@ type app struct {
 	stateDir    string
 	level       slog.Level
 	format      string
+
+	// disturb is what this command may do to pods for a restart of the kubelet;
+	// nil where it restarts none.
+	disturb *disturbance
 }
 
 // commands is every command, in the order of --help.

@@ -187,6 +187,9 @@ func (a *app) canaryBefore(ctx context.Context, cfg config.Config, runs bool) er
 	if !runs {
 		return nil
 	}
+	if cfg.Cluster.Auto {
+		a.awaitKubeDNS(ctx)
+	}
 	a.note("canary: asking from the pods that run")
 	r, _, err := a.canary(ctx, cfg, probeNames{external: external})
 	if err == nil {
@@ -204,6 +207,26 @@ func (a *app) canaryBefore(ctx context.Context, cfg config.Config, runs bool) er
 		return withHint(err, "%s; nodelocaldns canary says more; %s", cmp.Or(hintOf(err), "see what is in the way"), goOn)
 	}
 	return nil
+}
+
+// awaitKubeDNS waits for a while until the resolver knows kube-dns: it has just
+// been started, or the node has, and guard finds out within seconds.
+func (a *app) awaitKubeDNS(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		rs := askControl(ctx, a.runDir)
+		if !rs.Running || rs.Config == nil || len(rs.Config.ClusterDNS) > 0 {
+			return // what is wrong else is said by the canary
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 var errNobodyDrains = errors.New("guard does not run: nobody ends this rollback when the last pod is gone")

@@ -38,6 +38,7 @@ func (a *app) rollbackCommand() *cobra.Command {
 	var keep []string
 	var asJSON bool
 	var g gentle
+	var d disturbance
 	cmd := &cobra.Command{
 		Use:   "rollback",
 		Short: "undo every change of ours, the kubelet's first, and keep guard from redoing it",
@@ -57,12 +58,14 @@ each of their lookups then takes five seconds or fails.`,
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
+			a.disturb = &d
 			out := rollbackJSON{changeJSON: changeJSON{Steps: []planStep{}}, Pods: []podJSON{}}
 			r, err := a.rollback(ctx, keep, g, &out)
 			return a.rolledBack(out, r, asJSON, err)
 		},
 	}
 	cmd.Flags().StringSliceVar(&keep, "keep", nil, "leave this change, or all of this noun, in place (`name`); may be repeated")
+	d.flags(cmd)
 	cmd.Flags().DurationVar(&g.wait, "wait", 0, "wait this long for the pods that name us (`duration`: 10m); 1 if some are left then")
 	cmd.Flags().BoolVar(&g.now, "now", false, "take everything from the pods that name us, without waiting for them")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")

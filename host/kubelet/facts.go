@@ -86,6 +86,7 @@ type Facts struct {
 	Program    string // of the kubelet; of k3s and its like, where it is one with them
 	PID        int    // of the running kubelet; 0 if none was seen
 	Kubeconfig string // the kubelet's credential; empty if not known
+	NodeName   string // --hostname-override; empty if there is none
 	Backend    Backend
 
 	Now     []netip.Addr // whom pods ask that start now; none: those of the node
@@ -285,6 +286,9 @@ func (f *found) readFlags(all []flag) error {
 	if f.Kubeconfig == "" {
 		f.Kubeconfig, _ = lastValue(all, "kubeconfig")
 	}
+	if f.NodeName == "" {
+		f.NodeName, _ = lastValue(all, "hostname-override")
+	}
 	list, set, err := serversOf(all)
 	if err != nil {
 		return err
@@ -383,6 +387,9 @@ func (f *found) running() error {
 	f.PID, f.all = p.PID, all
 	if k, ok := lastValue(all, "kubeconfig"); ok {
 		f.Kubeconfig = k
+	}
+	if n, ok := lastValue(all, "hostname-override"); ok {
+		f.NodeName = n
 	}
 	entries, set, err := serversOf(all)
 	if err != nil {

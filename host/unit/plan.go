@@ -353,8 +353,8 @@ func (s *Step) planStates(ctx context.Context, p *plan, all []found) error {
 			p.reload = true
 			p.because("systemd has not read %s yet", u.at)
 		}
-		if u.Name == units.Kubelet {
-			continue // it is for the boot
+		if u.Name == units.Kubelet || u.Name == units.Resume {
+			continue // they are for the boot
 		}
 		older := written || s.held.unsure(name) && !s.restarted
 		if written && u.data != nil && u.Name == units.Socket && st.running() {

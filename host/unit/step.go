@@ -76,8 +76,7 @@ type Config struct {
 }
 
 // A Step is our units: installed from this program where nobody has brought
-// them, enabled, and, but for the one that runs once before the kubelet,
-// started. Files that somebody else has brought are never written.
+// them, enabled, and, but for those that run once at boot, started. Files that somebody else has brought are never written.
 //
 // When it replaces a unit file, the resolver and guard are restarted, which
 // costs no query: they wait in the sockets. The sockets are not, which would:
@@ -417,7 +416,7 @@ func (s *Step) intact(h held, name string) error {
 
 // stopOrder is that in which units stop: the socket before the resolver, which
 // it would start again for the next query; guard last.
-var stopOrder = []string{units.Socket, units.Resolver, units.Kubelet, units.Guard}
+var stopOrder = []string{units.Socket, units.Resolver, units.Kubelet, units.Resume, units.Guard}
 
 func (s *Step) stop(ctx context.Context, names []string) error {
 	if s.cfg.Systemd == nil {

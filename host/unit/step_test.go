@@ -145,11 +145,13 @@ nodelocaldns.socket: active
 `
 	const files = `-rw-r--r-- /etc/systemd/system/nodelocaldns-guard.service "# a nodelocaldns-guard.service\n"
 -rw-r--r-- /etc/systemd/system/nodelocaldns-kubelet.service "# a nodelocaldns-kubelet.service\n"
+-rw-r--r-- /etc/systemd/system/nodelocaldns-resume.service "# a nodelocaldns-resume.service\n"
 -rw-r--r-- /etc/systemd/system/nodelocaldns.service "# a nodelocaldns.service\n"
 -rw-r--r-- /etc/systemd/system/nodelocaldns.socket "# a nodelocaldns.socket\n"
 `
 	const wants = `Lrwxrwxrwx /etc/systemd/system/multi-user.target.wants/nodelocaldns-guard.service -> /etc/systemd/system/nodelocaldns-guard.service
 Lrwxrwxrwx /etc/systemd/system/multi-user.target.wants/nodelocaldns-kubelet.service -> /etc/systemd/system/nodelocaldns-kubelet.service
+Lrwxrwxrwx /etc/systemd/system/multi-user.target.wants/nodelocaldns-resume.service -> /etc/systemd/system/nodelocaldns-resume.service
 Lrwxrwxrwx /etc/systemd/system/multi-user.target.wants/nodelocaldns.service -> /etc/systemd/system/nodelocaldns.service
 `
 	const socket = `drwxr-xr-x /etc/systemd/system/sockets.target.wants
@@ -171,6 +173,7 @@ drwxr-xr-x /etc/systemd/system/multi-user.target.wants
 			"/usr/lib/systemd/system/sockets.target.wants/nodelocaldns.socket", "-> ../nodelocaldns.socket",
 		), false, `Lrwxrwxrwx /etc/systemd/system/multi-user.target.wants/nodelocaldns-guard.service -> /usr/lib/systemd/system/nodelocaldns-guard.service
 Lrwxrwxrwx /etc/systemd/system/multi-user.target.wants/nodelocaldns-kubelet.service -> /usr/lib/systemd/system/nodelocaldns-kubelet.service
+Lrwxrwxrwx /etc/systemd/system/multi-user.target.wants/nodelocaldns-resume.service -> /usr/lib/systemd/system/nodelocaldns-resume.service
 ` + running},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -216,7 +219,7 @@ func TestChangedUnitsAreReplacedAndRestarted(t *testing.T) {
 	if err := ref.apply(t, version("a")); err != nil {
 		t.Fatal(err)
 	}
-	const found = `pending: nodelocaldns-guard.service, nodelocaldns.socket, nodelocaldns.service, nodelocaldns-kubelet.service: written by another version, or for another configuration; the sockets stay as they are until the node starts again
+	const found = `pending: nodelocaldns-guard.service, nodelocaldns.socket, nodelocaldns.service, nodelocaldns-kubelet.service, nodelocaldns-resume.service: written by another version, or for another configuration; the sockets stay as they are until the node starts again
 - nodelocaldns-guard.service: # a nodelocaldns-guard.service
 + nodelocaldns-guard.service: # b nodelocaldns-guard.service
 - nodelocaldns.socket: # a nodelocaldns.socket
@@ -225,6 +228,8 @@ func TestChangedUnitsAreReplacedAndRestarted(t *testing.T) {
 + nodelocaldns.service: # b nodelocaldns.service
 - nodelocaldns-kubelet.service: # a nodelocaldns-kubelet.service
 + nodelocaldns-kubelet.service: # b nodelocaldns-kubelet.service
+- nodelocaldns-resume.service: # a nodelocaldns-resume.service
++ nodelocaldns-resume.service: # b nodelocaldns-resume.service
 + nodelocaldns-guard.service restarted
 + nodelocaldns.service restarted`
 	if diff := cmp.Diff(found, ref.check(t, version("b"))); diff != "" {
@@ -291,10 +296,12 @@ func TestFindings(t *testing.T) {
 + /etc/systemd/system/nodelocaldns.socket
 + /etc/systemd/system/nodelocaldns.service
 + /etc/systemd/system/nodelocaldns-kubelet.service
++ /etc/systemd/system/nodelocaldns-resume.service
 + /etc/systemd/system/multi-user.target.wants/nodelocaldns-guard.service -> /etc/systemd/system/nodelocaldns-guard.service
 + /etc/systemd/system/sockets.target.wants/nodelocaldns.socket -> /etc/systemd/system/nodelocaldns.socket
 + /etc/systemd/system/multi-user.target.wants/nodelocaldns.service -> /etc/systemd/system/nodelocaldns.service
 + /etc/systemd/system/multi-user.target.wants/nodelocaldns-kubelet.service -> /etc/systemd/system/nodelocaldns-kubelet.service
++ /etc/systemd/system/multi-user.target.wants/nodelocaldns-resume.service -> /etc/systemd/system/nodelocaldns-resume.service
 - nodelocaldns-guard.service inactive
 + nodelocaldns-guard.service active
 - nodelocaldns.service inactive
@@ -386,7 +393,7 @@ func TestFindings(t *testing.T) {
 		},
 		{
 			name: "half of a package", tree: map[string]string{usr + "nodelocaldns.service": "# x", usr + "nodelocaldns.socket": "# x"},
-			want: "blocked: somebody has brought /usr/lib/systemd/system/nodelocaldns.socket but not nodelocaldns-guard.service, nodelocaldns-kubelet.service\n" +
+			want: "blocked: somebody has brought /usr/lib/systemd/system/nodelocaldns.socket but not nodelocaldns-guard.service, nodelocaldns-kubelet.service, nodelocaldns-resume.service\n" +
 				"install the package again, whole",
 		},
 		{

@@ -10,6 +10,7 @@ import (
 
 	"nodelocaldns/dnscache"
 	"nodelocaldns/host"
+	"nodelocaldns/host/drain"
 	"nodelocaldns/host/kubelet"
 	"nodelocaldns/host/link"
 	"nodelocaldns/host/notrack"
@@ -65,7 +66,12 @@ type Kubelet struct {
 	Manage  bool
 	Unit    string // the unit that runs it; empty: found
 	Backend kubelet.Backend
+	Drain   drain.Mode    // what the cluster sees of a restart
+	Timeout time.Duration // for pods to be moved away, and for them to be Ready again; 1 s at least
 	Settle  time.Duration // how long a restarted kubelet must look well, 1 s at least
+
+	// Kubeconfig is the credential for the API server; empty: the kubelet's own.
+	Kubeconfig string
 }
 
 // Notrack says whether DNS packets to our addresses are kept out of conntrack.
@@ -131,8 +137,11 @@ func Default() Config {
 			Reverse:  dnscache.Zone{Success: limits(30 * time.Second), Denial: limits(30 * time.Second), Transport: dnscache.TransportTCP},
 			External: dnscache.Zone{Success: limits(30 * time.Second), Denial: limits(30 * time.Second), Transport: dnscache.TransportAuto},
 		},
-		Cache:   Cache{MaxBytes: 32 << 20},
-		Kubelet: Kubelet{Manage: true, Backend: kubelet.Auto, Settle: 30 * time.Second},
+		Cache: Cache{MaxBytes: 32 << 20},
+		Kubelet: Kubelet{
+			Manage: true, Backend: kubelet.Auto,
+			Drain: drain.Auto, Timeout: 5 * time.Minute, Settle: 30 * time.Second,
+		},
 		Sysctls: slices.Clone(sysctls),
 		Notrack: Notrack{Enabled: true, Backend: notrack.Auto},
 		Metrics: Endpoint{Port: 9253},

@@ -17,6 +17,7 @@ import (
 
 	"nodelocaldns/dnscache"
 	"nodelocaldns/host"
+	"nodelocaldns/host/drain"
 	"nodelocaldns/host/kubelet"
 	"nodelocaldns/host/link"
 	"nodelocaldns/host/notrack"
@@ -94,7 +95,7 @@ notrack: {enabled: false, backend: legacy}
 sysctls:
   net.netfilter.nf_conntrack_tcp_timeout_close_wait: {value: 60, policy: exact}
   net.netfilter.nf_conntrack_max: {value: 2097152}
-kubelet: {manage: false, unit: kubelet@1.service, backend: args-file, settle: 1m30s}
+kubelet: {manage: false, unit: kubelet@1.service, backend: args-file, drain: cordon, timeout: 10m, settle: 1m30s, kubeconfig: /etc/kubernetes/our.conf}
 cache: {maxBytes: 1536KiB}
 zones:
   cluster: {success: {entries: 1, maxTTL: 2s}, denial: {entries: 3, maxTTL: 0}, transport: auto}
@@ -144,10 +145,11 @@ func TestEveryKeyIsRead(t *testing.T) {
 		StubDomains: stubs,
 		Zones:       zones,
 		Cache:       Cache{MaxBytes: 1536 << 10},
-		Kubelet:     Kubelet{Manage: false, Unit: "kubelet@1.service", Backend: kubelet.ByArgsFile, Settle: 90 * time.Second},
-		Sysctls:     sysctls,
-		Notrack:     Notrack{Enabled: false, Backend: notrack.Legacy},
-		Metrics:     Endpoint{Addr: addr("fd00::1"), Port: 9000},
+		Kubelet: Kubelet{Manage: false, Unit: "kubelet@1.service", Backend: kubelet.ByArgsFile, Settle: 90 * time.Second,
+			Drain: drain.Cordon, Timeout: 10 * time.Minute, Kubeconfig: "/etc/kubernetes/our.conf"},
+		Sysctls: sysctls,
+		Notrack: Notrack{Enabled: false, Backend: notrack.Legacy},
+		Metrics: Endpoint{Addr: addr("fd00::1"), Port: 9000},
 	}
 	if diff := cmp.Diff(want, got, compare); diff != "" {
 		t.Fatalf("(-want +got):\n%s", diff)
@@ -344,8 +346,10 @@ func TestRejected(t *testing.T) {
 		{"a unit that is none", "kubelet: {unit: kubelet}\n", `1: kubelet.unit: found "kubelet", allowed: auto, or a unit such as kubelet.service`},
 		{"a unit's path", "kubelet: {unit: /etc/systemd/system/kubelet.service}\n", `1: kubelet.unit: found "/etc/systemd/system/kubelet.service", allowed: auto, or a unit such as kubelet.service`},
 		{"a kubelet's back-end", "kubelet: {backend: flag}\n", `1: kubelet.backend: found "flag", allowed: auto, env, dropin, config-dir, args-file, rewrite`},
+		{"a way to drain", "kubelet: {drain: always}\n", `1: kubelet.drain: found "always", allowed: auto, never, cordon, drain`},
+		{"a credential of no place", "kubelet: {kubeconfig: our.conf}\n", `1: kubelet.kubeconfig: found "our.conf", allowed: auto, or an absolute file name`},
 		{"no time to settle", "kubelet: {settle: 0s}\n", `1: kubelet.settle: found "0s", allowed: a duration such as 30s, from 1s to 10m0s`},
-		{"a key of the kubelet that does not exist", "kubelet: {drain: auto}\n", `1: kubelet.drain: unknown key, allowed: manage, unit, backend, settle`},
+		{"a key of the kubelet that does not exist", "kubelet: {evict: auto}\n", `1: kubelet.evict: unknown key, allowed: manage, unit, backend, drain, timeout, settle, kubeconfig`},
 
 		{"yes", "notrack: {enabled: yes}\n", `1: notrack.enabled: found "yes", allowed: true or false`},
 		{"a back-end", "notrack: {backend: ipvs}\n", `1: notrack.backend: found "ipvs", allowed: auto, legacy, nft`},

@@ -12,6 +12,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"nodelocaldns/dnscache"
+	"nodelocaldns/host/drain"
 	"nodelocaldns/host/kubelet"
 	"nodelocaldns/host/link"
 	"nodelocaldns/host/notrack"
@@ -91,7 +92,10 @@ func (r *reader) root(n *yaml.Node, c *Config) {
 			r.to("manage", boolean(&c.Kubelet.Manage)),
 			r.to("unit", scalar(&c.Kubelet.Unit, "auto, or a unit such as kubelet.service", service, "!!str")),
 			r.to("backend", oneOf(&c.Kubelet.Backend, kubelet.Backends()...)),
+			r.to("drain", oneOf(&c.Kubelet.Drain, drain.Auto, drain.Never, drain.Cordon, drain.Drain)),
+			r.to("timeout", span(&c.Kubelet.Timeout, time.Second, 24*time.Hour)),
 			r.to("settle", span(&c.Kubelet.Settle, time.Second, 10*time.Minute)),
+			r.to("kubeconfig", scalar(&c.Kubelet.Kubeconfig, "auto, or an absolute file name", absolute, "!!str")),
 		),
 		field{"sysctls", func(path string, n *yaml.Node) { r.sysctls(path, n, &c.Sysctls) }},
 		r.of("notrack",

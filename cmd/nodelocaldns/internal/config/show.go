@@ -89,7 +89,10 @@ func (c Config) YAML() []byte {
 	p("  manage: %t", c.Kubelet.Manage)
 	p("  unit: %s", quote(cmp.Or(c.Kubelet.Unit, wordAuto)))
 	p("  backend: %s", c.Kubelet.Backend)
+	p("  drain: %s", c.Kubelet.Drain)
+	p("  timeout: %s", c.Kubelet.Timeout)
 	p("  settle: %s", c.Kubelet.Settle)
+	p("  kubeconfig: %s", quote(cmp.Or(c.Kubelet.Kubeconfig, wordAuto)))
 	if len(c.Sysctls) == 0 {
 		p("sysctls: {}")
 	} else {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"path"
 	"regexp"
 	"slices"
 	"strconv"
@@ -285,6 +286,17 @@ func service(s string) (string, error) {
 		return "", errPlain
 	}
 	return s, nil
+}
+
+// absolute reads the name of a file.
+func absolute(s string) (string, error) {
+	switch {
+	case s == wordAuto:
+		return "", nil
+	case !path.IsAbs(s) || strings.ContainsRune(s, 0):
+		return "", errPlain
+	}
+	return path.Clean(s), nil
 }
 
 var deviceName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*$`)
