@@ -1,0 +1,116 @@
+package node
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// withIdentity gives a node a credential of the identity that the limit needs, in
+// the cluster and with the rights of units/rbac.yaml.
+func withIdentity(t *testing.T, n *Node) {
+	t.Helper()
+	c := n.cluster
+	rbac, err := os.ReadFile(filepath.Join("..", "..", "units", "rbac.yaml"))
+	must(t, err)
+	_, err = c.KubectlApply(t.Context(), string(rbac))
+	must(t, err)
+	token := strings.TrimSpace(kubectl(t, c, "--namespace=kube-system", "create", "token", "nodelocaldns-window", "--duration=1h"))
+	config, err := clientcmd.LoadFromFile(filepath.Join(n.Root, "etc/kubernetes/kubelet.conf"))
+	must(t, err)
+	for _, cluster := range config.Clusters {
+		ca := cluster.CertificateAuthorityData
+		if len(ca) == 0 {
+			ca, err = os.ReadFile(filepath.Join(n.Root, cluster.CertificateAuthority))
+			must(t, err)
+		}
+		must(t, n.Put("/etc/nodelocaldns/kubeconfig", fmt.Appendf(nil, `apiVersion: v1
+kind: Config
+current-context: c
+clusters: [{name: c, cluster: {server: %q, certificate-authority-data: %s}}]
+users: [{name: u, user: {token: %s}}]
+contexts: [{name: c, context: {cluster: c, user: u}}]
+`, cluster.Server, base64.StdEncoding.EncodeToString(ca), token), 0o600))
+	}
+}
+
+// cordonedAtOnce watches how many of the nodes are cordoned at the same time.
+func cordonedAtOnce(t *testing.T, nodes ...*Node) (most func() int) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	result := make(chan int, 1)
+	go func() {
+		top := 0
+		for ctx.Err() == nil {
+			args := []string{"get", "nodes", `--output=jsonpath={range .items[*]}{.metadata.name} {.spec.unschedulable}{"\n"}{end}`}
+			out, err := nodes[0].cluster.Kubectl(ctx, args...)
+			if err != nil {
+				continue
+			}
+			now := 0
+			for _, n := range nodes {
+				if strings.Contains(out, n.Name+" true\n") {
+					now++
+				}
+			}
+			top = max(top, now)
+		}
+		result <- top
+	}()
+	return func() int {
+		cancel()
+		return <-result
+	}
+}
+
+func holder(t *testing.T, c *Cluster) string {
+	t.Helper()
+	return kubectl(t, c, "--namespace=kube-system", "get", "lease", "nodelocaldns-window-0", "--output=jsonpath={.spec.holderIdentity}")
+}
+
+func TestTwoNodesAreNeverAwayAtOnce(t *testing.T) {
+	t.Parallel()
+	const config = "kubelet: {settle: 2s, kubeconfig: /etc/nodelocaldns/kubeconfig}\n"
+	one, other := bootWith(t, config), bootWith(t, config)
+	withIdentity(t, one)
+	withIdentity(t, other)
+
+	most := cordonedAtOnce(t, one, other)
+	first := begin(t, one, "apply", "--drain", "cordon", "--max-unavailable", "1")
+	second := begin(t, other, "apply", "--drain", "cordon", "--max-unavailable", "1")
+	first.ends(0)
+	second.ends(0)
+	if got := most(); got != 1 {
+		t.Errorf("%d nodes were seen cordoned at once, want 1", got)
+	}
+	ends(t, "one", one, withUs)
+	ends(t, "the other", other, withUs)
+	if got := holder(t, one.cluster); got != "" {
+		t.Errorf("the lease is held by %q, want nobody", got)
+	}
+
+	// One dies with it: the other is told of whom it waits for, until that one
+	// has come to its end.
+	dying := begin(t, one, append([]string{"rollback", "--drain=cordon", "--max-unavailable=1"}, theRest...)...)
+	dying.says("restarting the kubelet")
+	dying.kill()
+	waits := append([]string{"rollback", "--drain=cordon", "--max-unavailable=1", "--timeout=" + (5 * time.Second).String()}, theRest...)
+	said := begin(t, other, waits...).ends(1)
+	contains(t, "rollback of the other", said, "waiting for --max-unavailable: node "+one.Name+" holds nodelocaldns-window-0",
+		"none of 1 was free for 4.5s: node "+one.Name+" holds nodelocaldns-window-0")
+	begin(t, one, append([]string{"rollback", "--drain=cordon", "--max-unavailable=1"}, theRest...)...).ends(0)
+	begin(t, other, waits...).ends(0)
+	ends(t, "one, after its rollback", one, asBeforeUs)
+	ends(t, "the other, after its rollback", other, asBeforeUs)
+	if got := holder(t, one.cluster); got != "" {
+		t.Errorf("the lease is held by %q, want nobody", got)
+	}
+}
