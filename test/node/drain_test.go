@@ -553,7 +553,7 @@ func TestACordonThatIsNotOursStays(t *testing.T) {
 	cordon()
 	kubelet := started(t, n)
 	said := begin(t, n, "apply", "--drain", "drain", "--timeout", "3s").ends(1)
-	contains(t, "apply", said, "waiting for somebody else's cordon to end (node "+n.Name+", by kubectl",
+	contains(t, "apply", said, "waiting for somebody else's cordon to end (node "+n.Name+", cordon by kubectl",
 		"error: window/kubelet: open: node "+n.Name+" is cordoned, and not by us (by kubectl, since ", "hint: uncordon it")
 	ends(t, "a node that was cordoned", n, outcome{Cordoned: true})
 	if got := started(t, n); got != kubelet {
