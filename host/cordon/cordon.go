@@ -177,7 +177,7 @@ func (w *Window) keepAway(ctx context.Context, since time.Time) error {
 		err = w.acquire(ctx)
 	}
 	if leave := sorted.Pods(); err == nil && len(leave) > 0 {
-		w.event(ctx, apiserver.Event{Reason: "Evicting", Message: fmt.Sprintf("moving %d pods away before the kubelet is restarted", len(leave))})
+		w.event(ctx, apiserver.Event{Reason: "Evicting", Message: fmt.Sprintf("pods moved away before the kubelet is restarted: %d", len(leave))})
 		err = w.moveAway(ctx, leave)
 	}
 	return err
