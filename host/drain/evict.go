@@ -143,7 +143,7 @@ func (e Evictor) Evict(ctx context.Context, pods []apiserver.Pod) error {
 		case ctx.Err() != nil:
 			return r.ended(ctx, now)
 		case why != nil:
-			return fmt.Errorf("evicting the pods of node %s: %d of %d pods are left: %w", r.Node, len(now.Left), now.Total, why)
+			return fmt.Errorf("%s: %w", r.unfinished(now), why)
 		}
 		select {
 		case <-tick.C:
@@ -321,9 +321,21 @@ func (p Progress) names() string {
 	return out.String()
 }
 
+// unfinished begins every error.
+func (r *round) unfinished(now Progress) string {
+	pods, are := "pods", "are"
+	if now.Total == 1 {
+		pods = "pod"
+	}
+	if len(now.Left) == 1 {
+		are = "is"
+	}
+	return fmt.Sprintf("evicting the pods of node %s: %d of %d %s %s left", r.Node, len(now.Left), now.Total, pods, are)
+}
+
 // ended is the error for an eviction that ran out of time, or was stopped.
 func (r *round) ended(ctx context.Context, now Progress) error {
-	left := fmt.Sprintf("evicting the pods of node %s: %d of %d pods are left", r.Node, len(now.Left), now.Total)
+	left := r.unfinished(now)
 	switch {
 	case !errors.Is(context.Cause(ctx), errTimeout):
 		return fmt.Errorf("%s: %w", left, ctx.Err())

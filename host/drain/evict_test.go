@@ -291,7 +291,7 @@ func TestAPodThatDoesNotEndIsNamed(t *testing.T) {
 		c.run(t.Context(), drain.Options{Timeout: 3500 * time.Millisecond})
 		c.want(t, `
   0.0s   1 of 1 left; shop/old-0 is ending
-  3.5s ends with evicting the pods of node n1: 1 of 1 pods are left after 3.5s: shop/old-0 is ending
+  3.5s ends with evicting the pods of node n1: 1 of 1 pod is left after 3.5s: shop/old-0 is ending
   3.5s hint: kubectl -n shop describe pod old-0 says what it waits for; a longer --timeout may help, and so may a shorter --grace-period
 `)
 	})
@@ -416,7 +416,7 @@ func TestAnAPIServerThatStaysAwayIsSaid(t *testing.T) {
   0.0s evict web-0
   0.0s   1 of 1 left; shop/web-0 is ending
   2.0s   1 of 1 left; shop/web-0 is ending; no reply from the API server
- 59.5s ends with evicting the pods of node n1: 1 of 1 pods are left after 59.5s: no reply from the API server (when last seen: shop/web-0 is ending)
+ 59.5s ends with evicting the pods of node n1: 1 of 1 pod is left after 59.5s: no reply from the API server (when last seen: shop/web-0 is ending)
 `)
 	})
 }
@@ -447,7 +447,7 @@ func TestWhatIsRefusedForHalfAMinuteIsBelieved(t *testing.T) {
  18.0s evict web-1: the API server does not allow it
  24.0s evict web-1: the API server does not allow it
  30.0s evict web-1: the API server does not allow it
- 30.0s ends with evicting the pods of node n1: 1 of 2 pods are left: shop/web-1: the API server does not allow it
+ 30.0s ends with evicting the pods of node n1: 1 of 2 pods is left: shop/web-1: the API server does not allow it
 `)
 	})
 	synctest.Test(t, func(t *testing.T) {
@@ -576,7 +576,7 @@ func TestWhoStopsIsObeyedAtOnce(t *testing.T) {
 		c.run(ctx, drain.Options{})
 		c.want(t, `
   0.0s   1 of 1 left; shop/old is ending
-  3.5s ends with evicting the pods of node n1: 1 of 1 pods are left: context canceled
+  3.5s ends with evicting the pods of node n1: 1 of 1 pod is left: context canceled
 `)
 	})
 }
