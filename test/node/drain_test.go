@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -101,31 +100,11 @@ func begin(t *testing.T, n *Node, args ...string) *work {
 	ctx, cancel := context.WithTimeout(t.Context(), longest)
 	t.Cleanup(cancel)
 	cmd := n.Command(ctx, append([]string{"nodelocaldns"}, args...)...)
-	cmd.Cancel = func() error { return killChild(cmd.Process.Pid) }
 	out, err := cmd.StdoutPipe()
 	must(t, err)
 	cmd.Stderr = cmd.Stdout
 	must(t, cmd.Start())
 	return &work{t: t, what: "nodelocaldns " + strings.Join(args, " "), cmd: cmd, lines: bufio.NewScanner(out)}
-}
-
-// killChild kills what nsenter has started, and not nsenter, which is to see its
-// end: a process that nobody waits for keeps its node from going down.
-func killChild(nsenter int) error {
-	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", nsenter, nsenter))
-	if err != nil {
-		return err
-	}
-	for _, child := range strings.Fields(string(children)) {
-		pid, err := strconv.Atoi(child)
-		if err != nil {
-			return err
-		}
-		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-			return err
-		}
-	}
-	return nil
 }
 
 // reads reads the next line of what it prints.

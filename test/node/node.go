@@ -393,15 +393,49 @@ func (n *Node) Ready(ctx context.Context) error {
 }
 
 // Command is a command in the running node: in all namespaces of its PID 1,
-// with an environment of its own. A context that ends kills it.
+// with an environment of its own. A context that ends kills it, and what it has
+// started is the node's from then on.
 func (n *Node) Command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--target", strconv.Itoa(n.leader),
 		"--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root", "--wd", "--",
 		"/usr/bin/env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "TERM=dumb"}, args...)...)
-	// nsenter has the command as a child, so both are a group.
+	// Ctrl-C is for the lab's keeper alone, which ends all of it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
+	cmd.Cancel = func() error { return killChild(cmd.Process) }
+	cmd.WaitDelay = removeTimeout // for those that the command leaves, and that have its standard output
 	return cmd
+}
+
+// killChild kills what nsenter has started, and not nsenter, which is to see its
+// end: a process of the node that nobody waits for keeps the node from going
+// down. An nsenter that has not started anything yet is killed itself.
+func killChild(nsenter *os.Process) error {
+	// One that has stopped has its child, or will have none.
+	if err := nsenter.Signal(unix.SIGSTOP); err != nil {
+		return err
+	}
+	for {
+		err := unix.Waitid(unix.P_PID, nsenter.Pid, nil, unix.WSTOPPED|unix.WEXITED|unix.WNOWAIT, nil)
+		if err == nil {
+			break
+		} else if !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", nsenter.Pid, nsenter.Pid))
+	if err != nil || len(children) == 0 {
+		return nsenter.Kill()
+	}
+	for _, child := range strings.Fields(string(children)) {
+		pid, err := strconv.Atoi(child)
+		if err != nil {
+			return err
+		}
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			return err
+		}
+	}
+	return nsenter.Signal(unix.SIGCONT)
 }
 
 // Exec runs a command in the running node, see Command.

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"regexp"
@@ -228,9 +229,31 @@ func TestANodeComesBackFromAPowerCut(t *testing.T) {
 	t.Parallel()
 	n := boot(t)
 	before := dump(t, n)
+	cancelled(t, n)
 	must(t, n.Cut())
 	must(t, n.Boot(t.Context()))
 	must(t, n.Ready(t.Context()))
 	resolves(t, n, runPod(t, n, "a"))
 	same(t, "a node after a power cut", before, dump(t, n))
+}
+
+// cancelled has commands on the node whose contexts end, one of them before it
+// can have begun.
+func cancelled(t *testing.T, n *Node) {
+	t.Helper()
+	for _, begun := range []bool{false, true} {
+		ctx, cancel := context.WithCancel(t.Context())
+		cmd := n.Command(ctx, "sh", "-c", "echo; exec sleep 600")
+		out, err := cmd.StdoutPipe()
+		must(t, err)
+		must(t, cmd.Start())
+		if begun {
+			_, err := out.Read(make([]byte, 1))
+			must(t, err)
+		}
+		cancel()
+		if err := cmd.Wait(); !errors.Is(err, context.Canceled) && cmd.ProcessState.Success() {
+			t.Errorf("a command that was cancelled ended with %v", err)
+		}
+	}
 }
