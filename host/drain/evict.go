@@ -52,16 +52,18 @@ type Evictor struct {
 	Now     func() time.Time
 	Rand    func() float64 // from 0 to 1, without 1
 
-	// Progress is told how things stand, at first and whenever that has
-	// changed. It must not keep Evict waiting.
+	// Progress is told how things stand, at first, whenever that has changed,
+	// and when it is over. It must not keep Evict waiting.
 	Progress func(Progress)
 }
 
 // Progress is how an eviction stands.
 type Progress struct {
 	Total int
-	Left  []Left // in the order of the pods
-	Err   error  // why that is not known better: the API server does not answer; nil: it does
+	Left  []Left    // in the order of the pods
+	Err   error     // why that is not known better: the API server does not answer; nil: it does
+	Until time.Time // when the timeout ends it; zero: nothing does
+	Over  bool      // Evict returns, with an error if pods are left
 }
 
 // Left is a pod that has not gone yet.
@@ -135,20 +137,25 @@ func (e Evictor) Evict(ctx context.Context, pods []apiserver.Pod) error {
 		if ctx.Err() == nil && why == nil {
 			why = r.ask(ctx)
 		}
-		now := r.progress()
-		r.tell(now)
+		now := r.progress(ctx)
+		over := func(err error) error {
+			now.Over = true
+			r.tell(now)
+			return err
+		}
 		switch {
 		case len(r.left) == 0:
-			return nil
+			return over(nil)
 		case ctx.Err() != nil:
-			return r.ended(ctx, now)
+			return over(r.ended(ctx, now))
 		case why != nil:
-			return fmt.Errorf("%s: %w", r.unfinished(now), why)
+			return over(fmt.Errorf("%s: %w", r.unfinished(now), why))
 		}
+		r.tell(now)
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return r.ended(ctx, now)
+			return over(r.ended(ctx, now))
 		}
 	}
 }
@@ -286,8 +293,11 @@ func (r *round) pause(d time.Duration) time.Duration {
 	return d + time.Duration(r.Rand()*float64(jitter))
 }
 
-func (r *round) progress() Progress {
+func (r *round) progress(ctx context.Context) Progress {
 	p := Progress{Total: len(r.all), Err: r.away}
+	if r.Options.Timeout > 0 {
+		p.Until, _ = ctx.Deadline()
+	}
 	for _, l := range r.left {
 		p.Left = append(p.Left, Left{l.Pod, l.err})
 	}

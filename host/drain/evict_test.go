@@ -181,9 +181,17 @@ func (c *cluster) run(ctx context.Context, o drain.Options) {
 	for _, p := range c.pods {
 		all = append(all, p.Pod)
 	}
+	over, said := false, ""
 	e := drain.Evictor{
 		API: c, Node: "n1", Options: o, Now: time.Now, Rand: func() float64 { return 0.25 },
 		Progress: func(p drain.Progress) {
+			if over {
+				c.printf("  told something after it was over")
+			}
+			over = p.Over
+			if until := p.Until; until.IsZero() != (o.Timeout == 0) || o.Timeout > 0 && !until.Equal(c.start.Add(o.Timeout)) {
+				c.printf("  until %s", until)
+			}
 			var left strings.Builder
 			for _, l := range p.Left {
 				fmt.Fprintf(&left, "; %s", l)
@@ -194,10 +202,16 @@ func (c *cluster) run(ctx context.Context, o drain.Options) {
 			if p.Err != nil {
 				fmt.Fprintf(&left, "; %v", p.Err)
 			}
-			c.printf("  %d of %d left%s", len(p.Left), p.Total, &left)
+			if text := fmt.Sprintf("  %d of %d left%s", len(p.Left), p.Total, &left); text != said {
+				said = text
+				c.printf("%s", text)
+			}
 		},
 	}
 	err := e.Evict(ctx, all)
+	if !over {
+		c.printf("  not told that it is over")
+	}
 	c.printf("ends with %v", err)
 	var h interface{ Hint() string }
 	if errors.As(err, &h) {
