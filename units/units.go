@@ -17,19 +17,23 @@ const (
 	Socket   = "nodelocaldns.socket"
 	Guard    = "nodelocaldns-guard.service"
 	Resolver = "nodelocaldns.service"
+	Relay    = "nodelocaldns-relay.service"
 	Kubelet  = "nodelocaldns-kubelet.service"
 	Resume   = "nodelocaldns-resume.service"
 )
 
 // Names are all units, in the order in which they start.
-var Names = []string{Guard, Socket, Resolver, Kubelet, Resume}
+var Names = []string{Guard, Socket, Resolver, Relay, Kubelet, Resume}
 
 //go:embed *.socket *.service
 var files embed.FS
 
-// What the files in this directory say.
+// What the files in this directory say. RelayProgram is that of Relay, Program that
+// of all other services.
 const (
-	Program = "/usr/bin/nodelocaldns"
+	Program      = "/usr/bin/nodelocaldns"
+	RelayProgram = "/usr/bin/nodelocaldns-relay"
+
 	address = "169.254.20.10:53"
 	before  = "Before=kubelet.service "
 	behind  = "After=kubelet.service "
@@ -62,7 +66,7 @@ type Settings struct {
 type File struct {
 	Name     string // such as nodelocaldns.service
 	Content  []byte
-	WantedBy string // the target that starts it at boot
+	WantedBy string // the target that starts it at boot, "" for none
 }
 
 // Render returns the unit files for a node, in the order of Names. The error
@@ -79,14 +83,15 @@ func Render(s Settings) ([]File, error) {
 		if err != nil {
 			return nil, err // not reached: it is embedded
 		}
-		out = append(out, File{Name: name, Content: s.render(text), WantedBy: wantedBy(text)})
+		out = append(out, File{Name: name, Content: s.render(name, text), WantedBy: wantedBy(text)})
 	}
 	return out, nil
 }
 
 // render replaces the lines of a file that s says something of.
-func (s Settings) render(text []byte) []byte {
+func (s Settings) render(name string, text []byte) []byte {
 	var out bytes.Buffer
+	cache := name == Resolver && s.CacheBytes != 0
 	for line := range strings.Lines(string(text)) {
 		if s.Stamp != "" && (strings.HasPrefix(line, "ExecStart="+Program+" guard") || strings.HasPrefix(line, "ExecStart="+Program+" serve")) {
 			out.WriteString("# Started for the configuration " + s.Stamp + ".\n")
@@ -98,9 +103,9 @@ func (s Settings) render(text []byte) []byte {
 			}
 		case strings.HasPrefix(line, "ExecStart="+Program+" ") && s.Config != "":
 			out.WriteString(strings.Replace(line, Program, Program+" --config "+s.Config, 1))
-		case strings.HasPrefix(line, "Environment=GOMEMLIMIT=") && s.CacheBytes != 0:
+		case strings.HasPrefix(line, "Environment=GOMEMLIMIT=") && cache:
 			fmt.Fprintf(&out, "Environment=GOMEMLIMIT=%dMiB\n", s.memory()>>20)
-		case strings.HasPrefix(line, "MemoryMax=") && s.CacheBytes != 0:
+		case strings.HasPrefix(line, "MemoryMax=") && cache:
 			fmt.Fprintf(&out, "MemoryMax=%dM\n", (s.memory()+spareBytes)>>20)
 		case strings.HasPrefix(line, before) && s.elsewhere(line):
 			out.WriteString(line + "Before=" + s.Kubelet + "\n")

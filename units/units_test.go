@@ -82,6 +82,7 @@ nodelocaldns.service, started by multi-user.target
 + ExecStart=/usr/bin/nodelocaldns --config /etc/dns.yaml serve
 + Environment=GOMEMLIMIT=256MiB
 + MemoryMax=320M
+nodelocaldns-relay.service, started by 
 nodelocaldns-kubelet.service, started by multi-user.target
 - ExecStart=/usr/bin/nodelocaldns apply --step kubelet --boot
 + Before=our-kubelet.service
@@ -118,7 +119,7 @@ func TestSystemdTakesTheUnits(t *testing.T) {
 		args := []string{"verify", "--man=no"}
 		for _, f := range render(t, s) {
 			// The program need not be installed here.
-			text := strings.ReplaceAll(string(f.Content), "ExecStart="+Program, "ExecStart=/bin/true")
+			text := strings.NewReplacer("ExecStart="+RelayProgram, "ExecStart=/bin/true", "ExecStart="+Program, "ExecStart=/bin/true").Replace(string(f.Content))
 			name := filepath.Join(dir, f.Name)
 			if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
 				t.Fatal(err)

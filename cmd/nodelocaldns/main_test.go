@@ -213,9 +213,10 @@ func layoutCmd(ts *testscript.TestScript, neg bool, args []string) {
 			}
 		}
 	}
-	// Every node has these, above our own, and our program.
+	// Every node has these, above our own, and our programs.
 	ts.Check(os.MkdirAll(filepath.Join(dir, "usr/bin"), 0o755))
 	ts.Check(os.WriteFile(filepath.Join(dir, "usr/bin/nodelocaldns"), nil, 0o755))
+	ts.Check(os.WriteFile(filepath.Join(dir, "usr/bin/nodelocaldns-relay"), nil, 0o755))
 	ts.Check(os.MkdirAll(filepath.Join(dir, "run"), 0o755))
 	ts.Check(os.MkdirAll(filepath.Join(dir, "var/lib"), 0o755))
 	if os.Geteuid() != 0 {

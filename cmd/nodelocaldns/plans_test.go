@@ -140,11 +140,14 @@ func TestAnApplyThatARollbackOvertakesLeavesTheKubeletAlone(t *testing.T) {
 func TestNoBootSendsPodsToUsBeforeTheyWereAskedFrom(t *testing.T) {
 	p := nodeWith(t, map[string]string{
 		"usr/bin/nodelocaldns":                   "",
+		"usr/bin/nodelocaldns-relay":             "",
 		"usr/lib/systemd/system/kubelet.service": "[Service]\nExecStart=/usr/bin/kubelet --cluster-dns=10.96.0.10\n",
 	}, new([]string))
 	root := p.node.Tree.String()
-	if err := os.Chmod(filepath.Join(root, "usr/bin/nodelocaldns"), 0o755); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"usr/bin/nodelocaldns", "usr/bin/nodelocaldns-relay"} {
+		if err := os.Chmod(filepath.Join(root, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	d := host.RootDeps(root, slog.New(slog.DiscardHandler))
 	d.Verify = nil

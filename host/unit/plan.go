@@ -42,8 +42,8 @@ type plan struct {
 	start   []string
 	restart []string
 
-	resolverUp bool // it runs, or is about to
-	states     map[string]Status
+	answering []string // of resolver and relay, what runs or is about to
+	states    map[string]Status
 
 	why     []string // one reason each; nothing is to be done without one
 	brought string   // the directory of the files, where they are not ours
@@ -71,8 +71,10 @@ func (p *plan) whence() string {
 // plan finds out what is to be done. The error may be a *refusal.
 func (s *Step) plan(ctx context.Context) (plan, error) {
 	p := plan{after: after{Files: map[string]string{}, Links: map[string]string{}}}
-	if err := s.program(); err != nil {
-		return p, err
+	for _, name := range []string{units.Program, units.RelayProgram} {
+		if err := s.program(name); err != nil {
+			return p, err
+		}
 	}
 	found, err := s.find()
 	if err != nil {
@@ -98,19 +100,19 @@ func (s *Step) plan(ctx context.Context) (plan, error) {
 	return p, nil
 }
 
-// program refuses where the program that the units start is missing: a program
+// program refuses where a program that the units start is missing: a program
 // that copies itself there could not be taken back while units of a package
 // want it.
-func (s *Step) program() error {
-	hint := "install -m 755 nodelocaldns " + s.cfg.Tree.Path(units.Program)
-	info, err := s.cfg.Tree.Stat(units.Program)
+func (s *Step) program(name string) error {
+	hint := "install both programs: install -m 755 nodelocaldns nodelocaldns-relay " + s.cfg.Tree.Path(path.Dir(name)) + "/"
+	info, err := s.cfg.Tree.Stat(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
-		return refuse(hint, "%s is not there, and our units start it", units.Program)
+		return refuse(hint, "%s is not there, and our units start it", name)
 	case err != nil:
 		return err
 	case !info.Mode().IsRegular() || info.Mode().Perm()&0o111 == 0:
-		return refuse(hint, "%s is no program that can be started", units.Program)
+		return refuse(hint, "%s is no program that can be started", name)
 	}
 	return nil
 }
@@ -276,6 +278,9 @@ func (s *Step) planFiles(p *plan, all []found) error {
 func (s *Step) planLinks(p *plan, all []found) error {
 	var missing []string
 	for _, u := range all {
+		if u.WantedBy == "" {
+			continue
+		}
 		dir := path.Join(etc, u.WantedBy+".wants")
 		name := path.Join(dir, u.Name)
 		enabled := false
@@ -361,6 +366,8 @@ func (s *Step) planStates(ctx context.Context, p *plan, all []found) error {
 			p.because("the sockets stay as they are until the node starts again")
 		}
 		switch {
+		case u.Name == units.Relay && !st.running():
+			// For when the resolver is not there: its sockets and guard start it.
 		case !st.running():
 			p.start = append(p.start, u.Name)
 			p.after.Started = append(p.after.Started, u.Name)
@@ -373,8 +380,8 @@ func (s *Step) planStates(ctx context.Context, p *plan, all []found) error {
 				p.because("%s may run by an older file", u.Name)
 			}
 		}
-		if u.Name == units.Resolver {
-			p.resolverUp = st.running() || st.Active == "activating"
+		if (u.Name == units.Resolver || u.Name == units.Relay) && (st.running() || st.Active == "activating") {
+			p.answering = append(p.answering, u.Name)
 		}
 	}
 	return nil

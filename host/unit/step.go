@@ -245,10 +245,12 @@ func (s *Step) Apply(ctx context.Context) error {
 		}
 	}
 	start := p.start
-	if slices.Contains(start, units.Socket) && p.resolverUp {
-		// systemd makes no sockets for a service that has its own already.
-		if err := sd.Stop(ctx, units.Resolver); err != nil {
-			return failed("stopping", units.Resolver, err)
+	if slices.Contains(start, units.Socket) {
+		// systemd makes no sockets where somebody has made their own already.
+		for _, name := range p.answering {
+			if err := sd.Stop(ctx, name); err != nil {
+				return failed("stopping", name, err)
+			}
 		}
 		start = append(slices.Clone(start), units.Resolver)
 	}
@@ -376,6 +378,9 @@ func (s *Step) Undo(ctx context.Context, saved step.Saved) error {
 	for _, name := range files {
 		stop = append(stop, path.Base(name))
 	}
+	if slices.Contains(stop, units.Socket) {
+		stop = append(stop, units.Relay) // nobody but its sockets and guard has started it
+	}
 	if err := s.stop(ctx, stop); err != nil {
 		return err
 	}
@@ -414,9 +419,9 @@ func (s *Step) intact(h held, name string) error {
 	return nil
 }
 
-// stopOrder is that in which units stop: the socket before the resolver, which
-// it would start again for the next query; guard last.
-var stopOrder = []string{units.Socket, units.Resolver, units.Kubelet, units.Resume, units.Guard}
+// stopOrder is that in which units stop: the socket first, which would start the
+// relay for the next query; guard last.
+var stopOrder = []string{units.Socket, units.Resolver, units.Relay, units.Kubelet, units.Resume, units.Guard}
 
 func (s *Step) stop(ctx context.Context, names []string) error {
 	if s.cfg.Systemd == nil {

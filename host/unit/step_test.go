@@ -24,8 +24,11 @@ func version(text string) []units.File {
 	var out []units.File
 	for _, name := range units.Names {
 		wants := "multi-user.target"
-		if name == units.Socket {
+		switch name {
+		case units.Socket:
 			wants = "sockets.target"
+		case units.Relay:
+			wants = ""
 		}
 		out = append(out, units.File{Name: name, Content: []byte("# " + text + " " + name + "\n"), WantedBy: wants})
 	}
@@ -43,14 +46,16 @@ type node struct {
 	self    string
 }
 
-// newNode makes a node whose tree has the program and the given files: name →
+// newNode makes a node whose tree has the programs and the given files: name →
 // content, "-> target" for a link, and a directory where the name ends in "/".
 func newNode(t testing.TB, tree map[string]string) *node {
 	t.Helper()
 	n := &node{Node: hosttest.New(), root: hosttest.TempDir(t), j: &hosttest.Journal{}}
-	n.put(t, units.Program, "program")
-	if err := os.Chmod(filepath.Join(n.root, units.Program), 0o755); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{units.Program, units.RelayProgram} {
+		n.put(t, name, "program")
+		if err := os.Chmod(filepath.Join(n.root, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for name, content := range tree {
 		n.put(t, name, content)
@@ -145,6 +150,7 @@ nodelocaldns.socket: active
 `
 	const files = `-rw-r--r-- /etc/systemd/system/nodelocaldns-guard.service "# a nodelocaldns-guard.service\n"
 -rw-r--r-- /etc/systemd/system/nodelocaldns-kubelet.service "# a nodelocaldns-kubelet.service\n"
+-rw-r--r-- /etc/systemd/system/nodelocaldns-relay.service "# a nodelocaldns-relay.service\n"
 -rw-r--r-- /etc/systemd/system/nodelocaldns-resume.service "# a nodelocaldns-resume.service\n"
 -rw-r--r-- /etc/systemd/system/nodelocaldns.service "# a nodelocaldns.service\n"
 -rw-r--r-- /etc/systemd/system/nodelocaldns.socket "# a nodelocaldns.socket\n"
@@ -219,13 +225,15 @@ func TestChangedUnitsAreReplacedAndRestarted(t *testing.T) {
 	if err := ref.apply(t, version("a")); err != nil {
 		t.Fatal(err)
 	}
-	const found = `pending: nodelocaldns-guard.service, nodelocaldns.socket, nodelocaldns.service, nodelocaldns-kubelet.service, nodelocaldns-resume.service: written by another version, or for another configuration; the sockets stay as they are until the node starts again
+	const found = `pending: nodelocaldns-guard.service, nodelocaldns.socket, nodelocaldns.service, nodelocaldns-relay.service, nodelocaldns-kubelet.service, nodelocaldns-resume.service: written by another version, or for another configuration; the sockets stay as they are until the node starts again
 - nodelocaldns-guard.service: # a nodelocaldns-guard.service
 + nodelocaldns-guard.service: # b nodelocaldns-guard.service
 - nodelocaldns.socket: # a nodelocaldns.socket
 + nodelocaldns.socket: # b nodelocaldns.socket
 - nodelocaldns.service: # a nodelocaldns.service
 + nodelocaldns.service: # b nodelocaldns.service
+- nodelocaldns-relay.service: # a nodelocaldns-relay.service
++ nodelocaldns-relay.service: # b nodelocaldns-relay.service
 - nodelocaldns-kubelet.service: # a nodelocaldns-kubelet.service
 + nodelocaldns-kubelet.service: # b nodelocaldns-kubelet.service
 - nodelocaldns-resume.service: # a nodelocaldns-resume.service
@@ -295,6 +303,7 @@ func TestFindings(t *testing.T) {
 + /etc/systemd/system/nodelocaldns-guard.service
 + /etc/systemd/system/nodelocaldns.socket
 + /etc/systemd/system/nodelocaldns.service
++ /etc/systemd/system/nodelocaldns-relay.service
 + /etc/systemd/system/nodelocaldns-kubelet.service
 + /etc/systemd/system/nodelocaldns-resume.service
 + /etc/systemd/system/multi-user.target.wants/nodelocaldns-guard.service -> /etc/systemd/system/nodelocaldns-guard.service
@@ -393,12 +402,16 @@ func TestFindings(t *testing.T) {
 		},
 		{
 			name: "half of a package", tree: map[string]string{usr + "nodelocaldns.service": "# x", usr + "nodelocaldns.socket": "# x"},
-			want: "blocked: somebody has brought /usr/lib/systemd/system/nodelocaldns.socket but not nodelocaldns-guard.service, nodelocaldns-kubelet.service, nodelocaldns-resume.service\n" +
+			want: "blocked: somebody has brought /usr/lib/systemd/system/nodelocaldns.socket but not nodelocaldns-guard.service, nodelocaldns-relay.service, nodelocaldns-kubelet.service, nodelocaldns-resume.service\n" +
 				"install the package again, whole",
 		},
 		{
 			name: "no program", do: func(t *testing.T, n *node) { n.remove(t, units.Program) },
-			want: "blocked: /usr/bin/nodelocaldns is not there, and our units start it\ninstall -m 755 nodelocaldns ROOT/usr/bin/nodelocaldns",
+			want: "blocked: /usr/bin/nodelocaldns is not there, and our units start it\ninstall both programs: install -m 755 nodelocaldns nodelocaldns-relay ROOT/usr/bin/",
+		},
+		{
+			name: "no relay", do: func(t *testing.T, n *node) { n.remove(t, units.RelayProgram) },
+			want: "blocked: /usr/bin/nodelocaldns-relay is not there, and our units start it\ninstall both programs: install -m 755 nodelocaldns nodelocaldns-relay ROOT/usr/bin/",
 		},
 		{
 			name: "no program that runs", do: func(t *testing.T, n *node) {
@@ -406,7 +419,7 @@ func TestFindings(t *testing.T) {
 					t.Fatal(err)
 				}
 			},
-			want: "blocked: /usr/bin/nodelocaldns is no program that can be started\ninstall -m 755 nodelocaldns ROOT/usr/bin/nodelocaldns",
+			want: "blocked: /usr/bin/nodelocaldns is no program that can be started\ninstall both programs: install -m 755 nodelocaldns nodelocaldns-relay ROOT/usr/bin/",
 		},
 		{
 			name: "a file in place of a directory", tree: map[string]string{"/etc/systemd": "x"},
@@ -647,17 +660,48 @@ func TestAUnitThatDoesNotStartIsReportedAndTriedAgain(t *testing.T) {
 	}
 }
 
-// systemd makes no sockets for a service that runs.
-func TestAResolverWithoutItsSocketIsStartedAgainBehindIt(t *testing.T) {
-	n := newNode(t, packaged("/usr/lib/systemd/system"))
-	if err := n.systemd.Start(t.Context(), units.Resolver); err != nil {
-		t.Fatal(err)
+// systemd makes no sockets where one who runs has made their own.
+func TestWhoeverAnswersWithoutTheSocketIsStoppedFirst(t *testing.T) {
+	for _, name := range []string{units.Resolver, units.Relay} {
+		n := newNode(t, packaged("/usr/lib/systemd/system"))
+		if err := n.systemd.Start(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.apply(t, version("a")); err != nil {
+			t.Fatal(err)
+		}
+		if got := n.check(t, version("a")); got != "satisfied: of a package in /usr/lib/systemd/system; guard, socket and resolver run" {
+			t.Error(got)
+		}
+		if got := n.String(); strings.Contains(got, "nodelocaldns-relay.service: ") {
+			t.Errorf("the relay runs:\n%s", got)
+		}
 	}
-	if err := n.apply(t, version("a")); err != nil {
-		t.Fatal(err)
-	}
-	if got := n.check(t, version("a")); got != "satisfied: of a package in /usr/lib/systemd/system; guard, socket and resolver run" {
-		t.Error(got)
+}
+
+// A relay that answers goes on, by the newer file, and ends with its sockets.
+func TestARelayThatRunsIsRestartedForANewerFileAndStoppedByUndo(t *testing.T) {
+	for _, tree := range []map[string]string{nil, packaged("/usr/lib/systemd/system")} {
+		n := newNode(t, tree)
+		before := n.String()
+		if err := n.apply(t, version("a")); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.systemd.Start(t.Context(), units.Relay); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.apply(t, version("b")); err != nil {
+			t.Fatal(err)
+		}
+		if got := n.String(); !strings.Contains(got, "\nnodelocaldns-relay.service: active\n") {
+			t.Errorf("after the next version:\n%s", got)
+		}
+		if err := n.rollback(t); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(before, n.String()); diff != "" {
+			t.Errorf("the node (-before +after):\n%s", diff)
+		}
 	}
 }
 
