@@ -276,7 +276,7 @@ func (g *Guard) keepFacts(ctx context.Context) {
 	err = facts.Write(run, f)
 	g.report("facts", fault(err))
 	if err == nil {
-		g.n.deps.Log.Info("kube-dns found", "servers", f.ClusterDNS, "source", f.Source)
+		g.n.deps.Log.Info("kube-dns found", "servers", f.KubeDNS(), "source", f.Source)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"nodelocaldns/cmd/internal/control"
 	"nodelocaldns/dnscache"
 )
 
@@ -78,7 +79,11 @@ type resolverStatus struct {
 	Queries   *queryFacts      `json:"queries,omitempty"`
 	Cache     *cacheFacts      `json:"cache,omitempty"`
 	Upstreams []upstreamStatus `json:"upstreams,omitempty"`
+	Relay     *relayStatus     `json:"relay,omitempty"` // answers in its place; it is not Running then
 }
+
+// relayStatus is what a relay says about itself at the same socket.
+type relayStatus = control.Relay
 
 type configFacts struct {
 	File       string           `json:"file"`
@@ -159,8 +164,8 @@ func (s *serving) controlHandler() http.Handler {
 	return mux
 }
 
-// askControl asks the resolver of dir about itself. That there is none, or
-// that it cannot be asked, is part of the answer.
+// askControl asks the resolver of dir, or the relay that stands in for it, about
+// itself. That there is none, or that it cannot be asked, is part of the answer.
 func askControl(ctx context.Context, dir string) resolverStatus {
 	path := filepath.Join(dir, controlSocket)
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)

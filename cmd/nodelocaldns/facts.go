@@ -17,9 +17,15 @@ import (
 // once.
 const askAgain = time.Minute
 
-// findFacts finds out what the resolver must know of the node: whom its pods
-// ask besides us, whether or not we are to manage the kubelet.
+// findFacts finds out what resolver and relay must be told: whom the node's pods
+// ask besides us, whether or not we are to manage the kubelet, and where the
+// configuration puts /metrics. Where cluster.dns is a list, the node is not asked:
+// the resolver goes by that, and the relay is to do the same.
 func findFacts(cfg config.Config, n kubelet.Node) func(ctx context.Context) (facts.Facts, error) {
+	if !cfg.Cluster.Auto {
+		told := facts.Facts{Servers: slices.Clone(cfg.Cluster.DNS), Source: sourceConfig, Metrics: cfg.Metrics.String()}
+		return func(context.Context) (facts.Facts, error) { return told, nil }
+	}
 	want := kubelet.Want{
 		Addresses: cfg.Listen.Addresses[:min(len(cfg.Listen.Addresses), kubelet.MaxServers-1)],
 		Unit:      cfg.Kubelet.Unit,
@@ -31,9 +37,12 @@ func findFacts(cfg config.Config, n kubelet.Node) func(ctx context.Context) (fac
 			return facts.Facts{}, err
 		}
 		// A kubelet that we keep away from tells all the same.
-		return facts.Facts{ClusterDNS: slices.Clone(f.Base), Source: f.Where}, nil
+		return facts.Facts{ClusterDNS: slices.Clone(f.Base), Source: f.Where, Metrics: cfg.Metrics.String()}, nil
 	}
 }
+
+// sourceConfig is what names kube-dns where the configuration does.
+const sourceConfig = "cluster.dns"
 
 // askSometimes is a Service that asks another one, for at most patience, and
 // not again before every has passed: until then it repeats the answer.

@@ -36,11 +36,7 @@ away when it ends: pods keep the address as long as they live.`,
 			if err != nil {
 				return err
 			}
-			duties := host.Duties{Gate: p.gate()}
-			if cfg.Cluster.Auto {
-				duties.Facts = findFacts(cfg, p.node)
-			}
-			g := p.runtime.Guard(duties)
+			g := p.runtime.Guard(host.Duties{Gate: p.gate(), Facts: findFacts(cfg, p.node)})
 			if once {
 				return g.Once(ctx)
 			}

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"nodelocaldns/cmd/internal/control"
 	"nodelocaldns/dnscache"
 )
 
@@ -43,10 +44,11 @@ func newMetrics(v version) *metrics {
 		ConstLabels: prometheus.Labels{"version": v.Version, "revision": v.Revision, "goversion": v.Go},
 	})
 	build.Set(1)
+	relay := prometheus.NewGauge(prometheus.GaugeOpts{Name: control.Active, Help: control.ActiveHelp}) // 0: we are not the relay
 	for _, result := range []string{"ok", "error"} {
 		m.reloads.WithLabelValues(result) // 0 is seen before the first one
 	}
-	m.registry.MustRegister(m.listenFailed, m.reloads, m.reloadFailed, build,
+	m.registry.MustRegister(m.listenFailed, m.reloads, m.reloadFailed, build, relay,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

@@ -141,7 +141,7 @@ func TestEveryCounterOfTheResolverIsShown(t *testing.T) {
 
 // The Go and process collectors are not ours to lint.
 func TestMetricsAreNamedAsPrometheusWants(t *testing.T) {
-	m := newMetrics(version{"v1", "abc", "go1"})
+	m := newMetrics(version{Version: "v1", Revision: "abc", Go: "go1"})
 	m.watch(someStats())
 	all, err := m.registry.Gather()
 	if err != nil {
@@ -166,7 +166,7 @@ func TestMetricsAreNamedAsPrometheusWants(t *testing.T) {
 }
 
 func TestReloadsAreCountedFromZero(t *testing.T) {
-	m := newMetrics(version{"v1", "abc", "go1"})
+	m := newMetrics(version{Version: "v1", Revision: "abc", Go: "go1"})
 	expect := func(want string) {
 		t.Helper()
 		names := []string{"nodelocaldns_config_reload_failed", "nodelocaldns_config_reloads_total"}
@@ -183,4 +183,13 @@ func TestReloadsAreCountedFromZero(t *testing.T) {
 	expect("nodelocaldns_config_reload_failed 1\nnodelocaldns_config_reloads_total{result=\"error\"} 1\nnodelocaldns_config_reloads_total{result=\"ok\"} 0\n")
 	m.reloaded(true)
 	expect("nodelocaldns_config_reload_failed 0\nnodelocaldns_config_reloads_total{result=\"error\"} 1\nnodelocaldns_config_reloads_total{result=\"ok\"} 1\n")
+}
+
+// An alarm on it must not go by whether there is such a metric at all.
+func TestTheResolverSaysThatItIsNotTheRelay(t *testing.T) {
+	const want = "# HELP nodelocaldns_relay_active Whether the relay answers in the resolver's place (1), without a cache.\n" +
+		"# TYPE nodelocaldns_relay_active gauge\nnodelocaldns_relay_active 0\n"
+	if err := testutil.GatherAndCompare(newMetrics(version{Version: "v1", Revision: "abc", Go: "go1"}).registry, strings.NewReader(want), "nodelocaldns_relay_active"); err != nil {
+		t.Error(err)
+	}
 }

@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -283,28 +282,6 @@ func TestTheControlSocketOfTheLivingIsRefusedAndOfTheDeadReplaced(t *testing.T) 
 	if l, err := listenControl(dir); err == nil {
 		l.Close()
 		t.Error("a file that is no socket was taken over")
-	}
-}
-
-func TestTheVersionIsTheBuildsOwn(t *testing.T) {
-	info := func(v string, settings ...string) *debug.BuildInfo {
-		b := &debug.BuildInfo{GoVersion: "go1.26.8", Main: debug.Module{Version: v}}
-		for i := 0; i < len(settings); i += 2 {
-			b.Settings = append(b.Settings, debug.BuildSetting{Key: settings[i], Value: settings[i+1]})
-		}
-		return b
-	}
-	for _, tt := range []struct {
-		info *debug.BuildInfo
-		want string
-	}{
-		{info("v1.2.3", "vcs.revision", "abc", "vcs.modified", "false"), "v1.2.3 abc go1.26.8"},
-		{info("(devel)", "vcs.modified", "true", "vcs.revision", "abc"), "(devel) abc-dirty go1.26.8"},
-		{info("", "vcs.modified", "true"), "(devel) go1.26.8"},
-	} {
-		if got := versionFrom(tt.info).String(); got != tt.want {
-			t.Errorf("got %q, want %q", got, tt.want)
-		}
 	}
 }
 

@@ -86,7 +86,7 @@ func (l *loaded) resolver() dnscache.Config { return l.Resolver(l.found.ClusterD
 func (l *loaded) source() string {
 	switch {
 	case !l.Cluster.Auto:
-		return "cluster.dns"
+		return sourceConfig
 	case len(l.found.ClusterDNS) == 0:
 		return "not known yet"
 	}

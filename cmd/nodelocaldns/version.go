@@ -1,55 +1,15 @@
 package main
 
 import (
-	"runtime"
-	"runtime/debug"
-	"strings"
-
 	"github.com/spf13/cobra"
+
+	"nodelocaldns/cmd/internal/buildinfo"
 )
 
-// version is what this binary is, as the Go tool recorded it.
-type version struct {
-	Version  string `json:"version"`  // of the module; "(devel)" where there is no tag
-	Revision string `json:"revision"` // of the repository; "-dirty" with changes; empty if unknown
-	Go       string `json:"go"`
-}
+// version is what this binary is.
+type version = buildinfo.Version
 
-func thisVersion() version {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return version{Version: "(devel)", Go: runtime.Version()}
-	}
-	return versionFrom(info)
-}
-
-func versionFrom(info *debug.BuildInfo) version {
-	v := version{Version: info.Main.Version, Go: info.GoVersion}
-	if v.Version == "" {
-		v.Version = "(devel)"
-	}
-	dirty := false
-	for _, s := range info.Settings {
-		switch s.Key {
-		case "vcs.revision":
-			v.Revision = s.Value
-		case "vcs.modified":
-			dirty = s.Value == "true"
-		}
-	}
-	if dirty && v.Revision != "" {
-		v.Revision += "-dirty"
-	}
-	return v
-}
-
-func (v version) String() string {
-	words := []string{v.Version}
-	if v.Revision != "" {
-		words = append(words, v.Revision)
-	}
-	return strings.Join(append(words, v.Go), " ")
-}
+func thisVersion() version { return buildinfo.This() }
 
 func (a *app) versionCommand() *cobra.Command {
 	var asJSON bool
