@@ -77,7 +77,7 @@ func (e *examination) well() {
 func ran(t *testing.T, e *examination, asJSON bool) (string, int) {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
-	a := &app{term: term{&stdout, &stderr}}
+	a := &app{term: term{stdout: &stdout, stderr: &stderr}}
 	code := a.exit(a.doctor(t.Context(), e, asJSON))
 	if stderr.Len() > 0 {
 		t.Errorf("standard error: %s", &stderr)

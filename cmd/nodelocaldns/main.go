@@ -27,12 +27,12 @@ func main() {
 // run is the program: everything it needs from the process comes in here or
 // from deps.go. It returns the exit code.
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	a := &app{term: term{stdout, stderr}, stdin: stdin, level: slog.LevelInfo, format: "text"}
+	a := &app{term: newTerm(stdout, stderr, os.Getenv("TERM")), stdin: stdin, level: slog.LevelInfo, format: "text"}
 	root := a.root()
 	root.SetArgs(args)
 	root.SetIn(stdin)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
 	return a.exit(usageOf(root, root.ExecuteContext(context.Background())))
 }
 

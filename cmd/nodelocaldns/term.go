@@ -65,20 +65,42 @@ func withHint(err error, format string, args ...any) error {
 	return &hinted{err, fmt.Sprintf(format, args...)}
 }
 
-// term is where a command speaks.
+// prefix begins every line that is no result.
+const prefix = "nodelocaldns: "
+
+// term is where a command speaks. It may be used by several goroutines.
 type term struct {
 	stdout, stderr io.Writer
+	screen         *screen // that standard error is; nil: none with a live line
+}
+
+// newTerm is the term of a process whose $TERM is kind.
+func newTerm(stdout, stderr io.Writer, kind string) term {
+	s := newScreen(stderr, kind)
+	return term{s.above(stdout), s.above(stderr), s}
 }
 
 func (t *term) say(kind, text string) {
-	fmt.Fprintf(t.stderr, "nodelocaldns: %s: %s\n", kind, oneLine(text))
+	fmt.Fprintf(t.stderr, prefix+"%s: %s\n", kind, oneLine(text))
 }
 
 func (t *term) warn(text string) { t.say("warning", text) }
 func (t *term) hint(text string) { t.say("hint", text) }
 
 // note says what is going on, where that takes a while.
-func (t *term) note(text string) { fmt.Fprintf(t.stderr, "nodelocaldns: %s\n", oneLine(text)) }
+func (t *term) note(text string) { fmt.Fprintf(t.stderr, prefix+"%s\n", oneLine(text)) }
+
+// live has what text returns below all else, on a line that is drawn anew in
+// place, each second at least, until the next call; nil ends it, and nothing of
+// it stays. It is false where there is no terminal for that. text is called
+// from another goroutine, and must not speak.
+func (t *term) live(text func() string) bool {
+	if t.screen == nil {
+		return false
+	}
+	t.screen.show(text)
+	return true
+}
 
 // exit says what err has to say and returns the exit code for it.
 func (t *term) exit(err error) int {

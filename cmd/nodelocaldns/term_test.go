@@ -41,7 +41,7 @@ func TestAnErrorIsSaidWithWhatToDo(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer
-			code := (&term{&stdout, &stderr}).exit(tt.err)
+			code := (&term{stdout: &stdout, stderr: &stderr}).exit(tt.err)
 			got := strings.ReplaceAll(stderr.String(), "nodelocaldns: ", "")
 			if code != tt.code || got != tt.want || stdout.Len() != 0 {
 				t.Errorf("got exit %d:\n%s%swant exit %d:\n%s", code, stdout.String(), got, tt.code, tt.want)

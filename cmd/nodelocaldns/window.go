@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -147,16 +148,22 @@ func nodeName(ctx context.Context, c *apiserver.Client, f kubelet.Facts) (string
 	return strings.ToLower(name), err
 }
 
-// evicting tells how the eviction of pods stands, a line for each change.
+// evicting tells how the eviction of pods stands: on a line that is drawn anew,
+// where there is a terminal for that, and that all are gone on one that stays;
+// else on a line for each change. Who is left in the end is said by the error.
 func (a *app) evicting() func(drain.Progress) {
 	last := ""
 	return func(p drain.Progress) {
-		var parts []string
-		if len(p.Left) > 0 {
-			parts = append(parts, fmt.Sprintf("%d of %s left", len(p.Left), count(p.Total, "pod")))
-		} else {
-			parts = append(parts, fmt.Sprintf("%s gone", count(p.Total, "pod")))
+		switch {
+		case p.Over && len(p.Left) > 0:
+			a.live(nil)
+			return
+		case p.Over:
+			a.live(nil)
+		case a.live(func() string { return evictingNow(p, time.Now()) }):
+			return
 		}
+		parts := []string{leftOf(p)}
 		const most = 3
 		for i, l := range p.Left {
 			if i == most {
@@ -173,4 +180,44 @@ func (a *app) evicting() func(drain.Progress) {
 			a.note(text)
 		}
 	}
+}
+
+func leftOf(p drain.Progress) string {
+	if len(p.Left) == 0 {
+		return count(p.Total, "pod") + " gone"
+	}
+	return fmt.Sprintf("%d of %s left", len(p.Left), count(p.Total, "pod"))
+}
+
+// evictingNow is for a line whose end may not be seen: what somebody can do
+// something about comes first.
+func evictingNow(p drain.Progress, now time.Time) string {
+	text := "evicting: " + leftOf(p)
+	if !p.Until.IsZero() {
+		text += ", " + ago(max(0, p.Until.Sub(now))) + " to go"
+	}
+	parts := []string{text}
+	if p.Err != nil {
+		parts = append(parts, p.Err.Error())
+	}
+	for _, pdb := range p.PDBs() {
+		ns, name, _ := strings.Cut(pdb, "/")
+		var pods []string
+		for _, l := range p.Left {
+			if l.Pod.Namespace == ns && slices.Contains(l.PDBs(), name) {
+				pods = append(pods, l.Pod.Name)
+			}
+		}
+		parts = append(parts, fmt.Sprintf("PDB %s keeps %s", pdb, strings.Join(pods, ", ")))
+	}
+	var well []string
+	for _, l := range p.Left {
+		switch {
+		case l.Err == nil:
+			well = append(well, l.String())
+		case len(l.PDBs()) == 0:
+			parts = append(parts, l.String())
+		}
+	}
+	return strings.Join(append(parts, well...), "; ")
 }

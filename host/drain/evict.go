@@ -79,28 +79,35 @@ type Left struct {
 // PodDisruptionBudget web".
 func (l Left) String() string {
 	var blocked *apiserver.Blocked
-	switch {
+	switch pdbs := l.PDBs(); {
 	case l.Err == nil && l.Pod.Terminating:
 		return l.Pod.String() + " is ending"
 	case l.Err == nil:
 		return l.Pod.String() + " is about to be evicted"
-	case !errors.As(l.Err, &blocked):
-		return fmt.Sprintf("%s: %v", l.Pod, l.Err)
-	case len(blocked.PDBs) == 0:
+	case pdbs != nil:
+		return fmt.Sprintf("%s is kept by PodDisruptionBudget %s", l.Pod, strings.Join(pdbs, ", "))
+	case errors.As(l.Err, &blocked):
 		return fmt.Sprintf("%s is kept by a PodDisruptionBudget: %v", l.Pod, blocked)
 	}
-	return fmt.Sprintf("%s is kept by PodDisruptionBudget %s", l.Pod, strings.Join(blocked.PDBs, ", "))
+	return fmt.Sprintf("%s: %v", l.Pod, l.Err)
+}
+
+// PDBs are the names of the budgets that keep the pod now, in its namespace;
+// none where none does, or the API server does not name them.
+func (l Left) PDBs() []string {
+	var blocked *apiserver.Blocked
+	if errors.As(l.Err, &blocked) {
+		return blocked.PDBs
+	}
+	return nil
 }
 
 // PDBs are the budgets that keep pods now, as NAMESPACE/NAME, sorted.
 func (p Progress) PDBs() []string {
 	var out []string
 	for _, l := range p.Left {
-		var blocked *apiserver.Blocked
-		if errors.As(l.Err, &blocked) {
-			for _, b := range blocked.PDBs {
-				out = append(out, l.Pod.Namespace+"/"+b)
-			}
+		for _, name := range l.PDBs() {
+			out = append(out, l.Pod.Namespace+"/"+name)
 		}
 	}
 	slices.Sort(out)
