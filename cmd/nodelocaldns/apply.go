@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"os"
 	"os/signal"
 	"strings"
 	"syscall"
@@ -57,7 +58,7 @@ as failed; the kubelet starts all the same, with its files as they were, as
 long as no unit requires this one.`,
 		Args: args(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+			ctx, stop := stoppable(cmd.Context())
 			defer stop()
 			out := changeJSON{Steps: []planStep{}}
 			if a.disturb = &d; boot && resume {
@@ -79,6 +80,19 @@ long as no unit requires this one.`,
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	_ = cmd.RegisterFlagCompletionFunc("step", a.stepNames(func(st engine.Status) bool { return !st.Leftover && st.Err == nil }))
 	return cmd
+}
+
+// stoppable is a context for a command that may have the node cordoned. It ends
+// when the command is to stop, also because its terminal is gone (unless it was
+// started with nohup), and what was begun is then brought to an end that may
+// stay. That nobody reads what the command prints stops nothing.
+func stoppable(ctx context.Context) (context.Context, context.CancelFunc) {
+	signals := []os.Signal{syscall.SIGTERM, syscall.SIGINT}
+	if !signal.Ignored(syscall.SIGHUP) {
+		signals = append(signals, syscall.SIGHUP)
+	}
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // else the write to standard output kills
+	return signal.NotifyContext(ctx, signals...)
 }
 
 func (a *app) apply(ctx context.Context, names []string, boot, skipCanary bool, out *changeJSON) (*host.Restart, error) {

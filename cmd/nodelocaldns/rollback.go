@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/signal"
 	"path"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -56,7 +54,7 @@ each of their lookups then takes five seconds or fails.`,
 			if g.now && cmd.Flags().Changed("wait") {
 				return usagef("--wait is for the pods, --now does without them", "--wait and --now contradict each other")
 			}
-			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+			ctx, stop := stoppable(cmd.Context())
 			defer stop()
 			a.disturb = &d
 			out := rollbackJSON{changeJSON: changeJSON{Steps: []planStep{}}, Pods: []podJSON{}}
