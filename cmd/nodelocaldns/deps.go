@@ -27,6 +27,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 
+	"nodelocaldns/cmd/internal/sockets"
 	"nodelocaldns/cmd/nodelocaldns/internal/config"
 	"nodelocaldns/dnscache"
 	"nodelocaldns/host"
@@ -220,7 +221,7 @@ func adopt(listen []netip.AddrPort, runDir string, log *slog.Logger) handedOver 
 	}
 	have := map[string]bool{}
 	for _, f := range activation.Files(true) {
-		conn, at := adopted(f)
+		conn, at := sockets.Adopt(f)
 		_ = f.Close() // conn is a copy
 		switch c := conn.(type) {
 		case nil:
@@ -259,31 +260,6 @@ func adopt(listen []netip.AddrPort, runDir string, log *slog.Logger) handedOver 
 		}
 	}
 	return h
-}
-
-// adopted is f as a *net.UDPConn or *net.TCPListener and its address, or as a
-// *net.UnixListener; nil for anything else.
-func adopted(f *os.File) (interface{ Close() error }, netip.AddrPort) {
-	if pc, err := net.FilePacketConn(f); err == nil {
-		if udp, ok := pc.(*net.UDPConn); ok {
-			return udp, unmapped(udp.LocalAddr().(*net.UDPAddr).AddrPort())
-		}
-		_ = pc.Close()
-	}
-	if l, err := net.FileListener(f); err == nil {
-		switch l := l.(type) {
-		case *net.TCPListener:
-			return l, unmapped(l.Addr().(*net.TCPAddr).AddrPort())
-		case *net.UnixListener:
-			return l, netip.AddrPort{} // which leaves its name in the file system when it is closed
-		}
-		_ = l.Close()
-	}
-	return nil, netip.AddrPort{}
-}
-
-func unmapped(a netip.AddrPort) netip.AddrPort {
-	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
 // notify tells systemd, if it started us and wants to know.
