@@ -155,12 +155,12 @@ func (w *Window) keepAway(ctx context.Context, since time.Time) error {
 	if evict { // there is nothing that could be done about those of the node
 		harmed = slices.DeleteFunc(harmed, func(v drain.Verdict) bool { return v.Pod.Mirror || v.Pod.Owner.Kind == "DaemonSet" })
 		for i := range harmed {
-			harmed[i].Hint = "a restart of the kubelet may kill it: without --pod-selector it is evicted first"
+			harmed[i].Hints = []string{"without --pod-selector such pods are evicted first"}
 		}
 	}
-	if err := errors.Join(
-		refuse(sorted.Block, "not all pods may be evicted"),
-		refuse(harmed, "a restart of the kubelet would kill pods that run here"),
+	if err := refuse(
+		inTheWay{"not all pods may be evicted", sorted.Block},
+		inTheWay{"a restart of the kubelet would kill pods that run here", harmed},
 	); err != nil {
 		return err
 	}
@@ -273,20 +273,38 @@ func (w *Window) read(ctx context.Context) error {
 	return err
 }
 
-// refuse is an error that names the pods that are in the way, nil for none.
-func refuse(all []drain.Verdict, what string) error {
-	if len(all) == 0 {
+// inTheWay are pods for which nothing is begun, and why.
+type inTheWay struct {
+	what string
+	pods []drain.Verdict
+}
+
+// refuse is an error that names the pods that are in the way, and whose hint is
+// what helps with each of them; nil where none are.
+func refuse(all ...inTheWay) error {
+	const most = 10
+	var whats, hints []string
+	for _, reason := range all {
+		var names []string
+		for _, v := range reason.pods {
+			names = append(names, v.String())
+			for _, h := range v.Hints {
+				if !slices.Contains(hints, h) {
+					hints = append(hints, h)
+				}
+			}
+		}
+		if n := len(names); n > most {
+			names = append(names[:most], fmt.Sprintf("and %d more", n-most))
+		}
+		if names != nil {
+			whats = append(whats, reason.what+": "+strings.Join(names, ", "))
+		}
+	}
+	if whats == nil {
 		return nil
 	}
-	const most = 10
-	var lines []string
-	for _, v := range all[:min(most, len(all))] {
-		lines = append(lines, v.String())
-	}
-	if len(all) > most {
-		lines = append(lines, fmt.Sprintf("and %d more", len(all)-most))
-	}
-	return &step.Error{Err: fmt.Errorf("%s: %s", what, strings.Join(lines, ", ")), Next: all[0].Hint}
+	return &step.Error{Err: errors.New(strings.Join(whats, "; ")), Next: strings.Join(hints, "; ")}
 }
 
 // remember keeps which pods are Ready, and will be here after the restart.

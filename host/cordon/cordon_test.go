@@ -467,13 +467,14 @@ func TestAPodThatARestartWouldKillBlocksEveryModeThatLeavesItThere(t *testing.T)
 		owner string
 		only  string
 		want  string
+		hint  string
 	}{
-		{mode: drain.Auto, owner: "ReplicaSet", want: "shop/web-1 has nvidia.com/gpu"},
-		{mode: drain.Never, owner: "ReplicaSet", want: "shop/web-1 has nvidia.com/gpu"},
-		{mode: drain.Cordon, owner: "ReplicaSet", want: "shop/web-1 has nvidia.com/gpu"},
+		{mode: drain.Auto, owner: "ReplicaSet", want: "shop/web-1 has nvidia.com/gpu", hint: "--drain drain evicts such pods first"},
+		{mode: drain.Never, owner: "ReplicaSet", want: "shop/web-1 has nvidia.com/gpu", hint: "--drain drain evicts such pods first"},
+		{mode: drain.Cordon, owner: "ReplicaSet", want: "shop/web-1 has nvidia.com/gpu", hint: "--drain drain evicts such pods first"},
 		{mode: drain.Drain, owner: "ReplicaSet"},
 		{mode: drain.Drain, owner: "DaemonSet"},
-		{mode: drain.Drain, owner: "ReplicaSet", only: "app=db", want: "shop/web-1 has nvidia.com/gpu"},
+		{mode: drain.Drain, owner: "ReplicaSet", only: "app=db", want: "shop/web-1 has nvidia.com/gpu", hint: "without --pod-selector such pods are evicted first"},
 	} {
 		in(t, tt.mode, newer, func(t *testing.T, r *rig) {
 			r.Pods[0].ExtendedResources, r.Pods[0].Owner.Kind = []string{"nvidia.com/gpu"}, tt.owner
@@ -487,13 +488,45 @@ func TestAPodThatARestartWouldKillBlocksEveryModeThatLeavesItThere(t *testing.T)
 				}
 				return
 			}
-			mustFail(t, r.apply(), tt.want, "may kill it")
+			mustFail(t, r.apply(), tt.want, tt.hint)
 			equal(t, "then", r, asBefore)
 			if slices.Contains(r.Requests, "cordon") || r.starts != 0 {
 				t.Errorf("asked for %q", r.Requests)
 			}
 		})
 	}
+}
+
+func TestAllThatIsInTheWayIsSaidWithWhatHelps(t *testing.T) {
+	in(t, drain.Drain, newer, func(t *testing.T, r *rig) {
+		r.Pods[0].EmptyDir = true
+		r.Pods[1].Owner = apiserver.Owner{}
+		for i := range 12 {
+			r.Pods = append(r.Pods, apiserver.Pod{Namespace: "shop", Name: fmt.Sprintf("bare-%d", i), Labels: map[string]string{"app": "db"}})
+		}
+		err := r.apply()
+		const want = "window: open: not all pods may be evicted: shop/web-1 has a volume emptyDir, whose content would be lost, "
+		if err == nil || !strings.HasPrefix(err.Error(), want) || !strings.HasSuffix(err.Error(), ", and 4 more") {
+			t.Errorf("err = %v", err)
+		}
+		if got, want := hintOf(err), "--delete-emptydir-data evicts pods with emptyDir volumes too; --force evicts pods without a controller too"; got != want {
+			t.Errorf("hint: %s\nwant: %s", got, want)
+		}
+
+		r.options.PodSelector, _ = drain.ParseSelector("app=db")
+		r.Pods = r.Pods[:3]
+		r.Pods[0].ExtendedResources = []string{"nvidia.com/gpu"}
+		err = r.apply()
+		const both = "window: open: not all pods may be evicted: shop/bare-0 has no controller that would make it again; " +
+			"a restart of the kubelet would kill pods that run here: shop/web-1 has nvidia.com/gpu, which a kubelet that starts may not have to give"
+		if err == nil || err.Error() != both {
+			t.Errorf("err = %v\nwant  %s", err, both)
+		}
+		if got, want := hintOf(err), "--force evicts pods without a controller too; without --pod-selector such pods are evicted first"; got != want {
+			t.Errorf("hint: %s\nwant: %s", got, want)
+		}
+		equal(t, "then", r, asBefore)
+	})
 }
 
 func TestWithoutAnAPIServerOnlyWhatNeedsNoneIsDone(t *testing.T) {

@@ -104,9 +104,9 @@ func (s Selector) selects(p apiserver.Pod) bool {
 
 // A Verdict is what becomes of a pod.
 type Verdict struct {
-	Pod  apiserver.Pod
-	Why  string // goes on from the pod's name
-	Hint string // what to do about it; empty where nothing need be done
+	Pod   apiserver.Pod
+	Why   string   // goes on from the pod's name
+	Hints []string // what to do about it and all like it, one for each reason; none where nothing need be done
 }
 
 // String is the pod as kubectl names it, and why.
@@ -137,7 +137,7 @@ func (s Sorting) Pods() []apiserver.Pod {
 func Sort(pods []apiserver.Pod, o Options) Sorting {
 	var s Sorting
 	for _, p := range pods {
-		why, hint := inTheWay(p, o)
+		why, hints := inTheWay(p, o)
 		switch {
 		case !o.PodSelector.selects(p):
 			s.Stay = append(s.Stay, Verdict{Pod: p, Why: "is not one of those that --pod-selector selects"})
@@ -150,7 +150,7 @@ func Sort(pods []apiserver.Pod, o Options) Sorting {
 		case p.Finished:
 			s.Evict = append(s.Evict, Verdict{Pod: p, Why: "has finished"})
 		case why != "":
-			s.Block = append(s.Block, Verdict{Pod: p, Why: why, Hint: hint})
+			s.Block = append(s.Block, Verdict{Pod: p, Why: why, Hints: hints})
 		case p.Owner == apiserver.Owner{}:
 			s.Evict = append(s.Evict, Verdict{Pod: p, Why: "is evicted, and nothing makes it again"})
 		default:
@@ -162,18 +162,15 @@ func Sort(pods []apiserver.Pod, o Options) Sorting {
 
 // inTheWay is all that the options do not allow with p, so that nobody has to
 // try twice.
-func inTheWay(p apiserver.Pod, o Options) (why, hint string) {
-	var whys, flags []string
+func inTheWay(p apiserver.Pod, o Options) (why string, hints []string) {
+	var whys []string
 	if p.EmptyDir && !o.DeleteEmptyDirData {
 		whys = append(whys, "has a volume emptyDir, whose content would be lost")
-		flags = append(flags, "--delete-emptydir-data")
+		hints = append(hints, "--delete-emptydir-data evicts pods with emptyDir volumes too")
 	}
 	if p.Owner == (apiserver.Owner{}) && !o.Force {
 		whys = append(whys, "has no controller that would make it again")
-		flags = append(flags, "--force")
+		hints = append(hints, "--force evicts pods without a controller too")
 	}
-	if whys == nil {
-		return "", ""
-	}
-	return strings.Join(whys, " and "), strings.Join(flags, " and ") + " allows it"
+	return strings.Join(whys, " and "), hints
 }

@@ -112,8 +112,8 @@ func sorted(s drain.Sorting) string {
 		fmt.Fprintln(&out, group.name)
 		for _, v := range group.of {
 			fmt.Fprintf(&out, "  %s", v)
-			if v.Hint != "" {
-				fmt.Fprintf(&out, " (%s)", v.Hint)
+			if v.Hints != nil {
+				fmt.Fprintf(&out, " (%s)", strings.Join(v.Hints, "; "))
 			}
 			fmt.Fprintln(&out)
 		}
@@ -142,9 +142,9 @@ stay
   ns/static is static: a file on this node makes it
   ns/static-finished is static: a file on this node makes it
 block
-  ns/emptydir has a volume emptyDir, whose content would be lost (--delete-emptydir-data allows it)
-  ns/unmanaged has no controller that would make it again (--force allows it)
-  ns/unmanaged-emptydir has a volume emptyDir, whose content would be lost and has no controller that would make it again (--delete-emptydir-data and --force allows it)
+  ns/emptydir has a volume emptyDir, whose content would be lost (--delete-emptydir-data evicts pods with emptyDir volumes too)
+  ns/unmanaged has no controller that would make it again (--force evicts pods without a controller too)
+  ns/unmanaged-emptydir has a volume emptyDir, whose content would be lost and has no controller that would make it again (--delete-emptydir-data evicts pods with emptyDir volumes too; --force evicts pods without a controller too)
 `},
 		{"with both flags", drain.Options{DeleteEmptyDirData: true, Force: true}, `evict
   ns/managed is evicted, and ReplicaSet rs makes another

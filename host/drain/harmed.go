@@ -39,9 +39,9 @@ func Harmed(pods []apiserver.Pod, n apiserver.Node) []Verdict {
 			continue
 		}
 		out = append(out, Verdict{
-			Pod:  p,
-			Why:  strings.Join(whys, " and "),
-			Hint: "a restart of the kubelet may kill it: --drain drain evicts it first",
+			Pod:   p,
+			Why:   strings.Join(whys, " and "),
+			Hints: []string{"--drain drain evicts such pods first"},
 		})
 	}
 	return out

@@ -33,7 +33,7 @@ func TestPodsThatARestartMayKillAreNamed(t *testing.T) {
 	}
 	var got strings.Builder
 	for _, v := range drain.Harmed(pods, n) {
-		fmt.Fprintf(&got, "%s (%s)\n", v, v.Hint)
+		fmt.Fprintf(&got, "%s %s\n", v, v.Hints)
 	}
 	want := strings.ReplaceAll(`/gpu has nvidia.com/gpu, which a kubelet that starts may not have to give HINT
 /gpus has example.com/fpga, nvidia.com/gpu, which a kubelet that starts may not have to give HINT
@@ -43,7 +43,7 @@ func TestPodsThatARestartMayKillAreNamed(t *testing.T) {
 /unlabelled requires new= of its nodes, which node n1 no longer meets HINT
 /averse requires a node affinity, which node n1 no longer meets HINT
 /both requires a node affinity, which node n1 no longer meets HINT
-`, "HINT", "(a restart of the kubelet may kill it: --drain drain evicts it first)")
+`, "HINT", "[--drain drain evicts such pods first]")
 	if got.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", &got, want)
 	}
