@@ -343,7 +343,7 @@ func (w *Window) cordon(ctx context.Context, since time.Time) error {
 			return nil
 		case w.last.Unschedulable:
 			why = &step.Error{
-				Err:  fmt.Errorf("node %s is cordoned, and not by us (%s): nothing was changed", w.node, by(w.last)),
+				Err:  fmt.Errorf("node %s is cordoned, and not by us (%s): the kubelet is left as it is", w.node, by(w.last)),
 				Next: "uncordon it when it may take pods again, then try again; --drain never restarts the kubelet all the same",
 			}
 			if !said {

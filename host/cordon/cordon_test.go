@@ -196,7 +196,7 @@ func TestAForeignCordonIsWaitedForAndThenNothingIsChanged(t *testing.T) {
 		in(t, mode, older, func(t *testing.T, r *rig) {
 			r.Cordon()
 			begin := time.Now()
-			mustFail(t, r.apply(), "node n1 is cordoned, and not by us (by kubectl): nothing was changed", "--drain never")
+			mustFail(t, r.apply(), "node n1 is cordoned, and not by us (by kubectl): the kubelet is left as it is", "--drain never")
 			if d := time.Since(begin); d != r.timeout {
 				t.Errorf("waited for %s", d)
 			}
