@@ -17,7 +17,7 @@ node=(ip:iproute2 iptables:iptables conntrack:conntrack sysctl:procps)
 case ${1-} in
 run) need=("${node[@]}" dig:bind9-dnsutils curl:curl diff:diffutils) ;;
 # The race detector needs a C compiler, and systemd judges what we make of units.
-test) need=("${node[@]}" nft:nftables gcc:gcc systemd-analyze:systemd) ;;
+test) need=("${node[@]}" nft:nftables gcc:gcc systemd-analyze:systemd dbus-daemon:dbus) ;;
 node) need=(ip:iproute2 ps:procps systemd-nspawn:systemd-container mmdebstrap:mmdebstrap) ;;
 lint) need=(shellcheck:shellcheck yamllint:yamllint) ;;
 *) fail "unknown use ${1-\"\"}" 'usage: test/setup.sh run|test|node|lint' ;;

@@ -3,37 +3,40 @@ package kubelet
 import (
 	"strings"
 	"testing"
+
+	"nodelocaldns/host/systemd"
 )
 
 func TestSystemdMustHaveReadOurFileAndStartWhatItSays(t *testing.T) {
 	const file = "/etc/systemd/system/kubelet.service.d/99-nodelocaldns.conf"
 	argv := []string{"/usr/bin/kubelet", "--cluster-dns=169.254.20.10,10.96.0.10", "$ARGS"}
-	general := func(state string, reload bool, dropIns ...string) map[string]any {
-		return map[string]any{"LoadState": state, "NeedDaemonReload": reload, "DropInPaths": dropIns, "FragmentPath": "/usr/lib/systemd/system/kubelet.service"}
+	unit := func(state string, reload bool, dropIns ...string) systemd.Properties {
+		return systemd.Properties{"LoadState": state, "NeedDaemonReload": reload, "DropInPaths": dropIns, "FragmentPath": "/usr/lib/systemd/system/kubelet.service"}
 	}
-	service := func(commands ...[]string) map[string]any {
+	starts := func(p systemd.Properties, commands ...[]string) systemd.Properties {
 		list := [][]any{}
 		for _, c := range commands {
 			list = append(list, []any{c[0], c, false, uint64(0)})
 		}
-		return map[string]any{"ExecStart": list}
+		p["ExecStart"] = list
+		return p
 	}
 	for _, tt := range []struct {
-		name             string
-		general, service map[string]any
-		file, err        string
+		name      string
+		unit      systemd.Properties
+		file, err string
 	}{
-		{"accepted", general("loaded", false, "/x.conf", file), service(argv), file, ""},
-		{"accepted in the unit itself", general("loaded", false), service(argv), "/usr/lib/systemd/system/kubelet.service", ""},
-		{"bad setting", general("bad-setting", false, file), service(), file, "load state is bad-setting"},
-		{"to be reloaded", general("loaded", true, file), service(argv), file, "reloaded again"},
-		{"not read", general("loaded", false, "/x.conf"), service(argv), file, "does not read the file, only /usr/lib/systemd/system/kubelet.service, /x.conf"},
-		{"another command line", general("loaded", false, file), service(argv[:1]), file, `it would start ["/usr/bin/kubelet"]`},
-		{"two commands", general("loaded", false, file), service(argv, argv), file, "not one command"},
-		{"no properties", nil, nil, file, "load state is"},
+		{"accepted", starts(unit("loaded", false, "/x.conf", file), argv), file, ""},
+		{"accepted in the unit itself", starts(unit("loaded", false), argv), "/usr/lib/systemd/system/kubelet.service", ""},
+		{"bad setting", starts(unit("bad-setting", false, file)), file, "load state is bad-setting"},
+		{"to be reloaded", starts(unit("loaded", true, file), argv), file, "reloaded again"},
+		{"not read", starts(unit("loaded", false, "/x.conf"), argv), file, "does not read the file, only /usr/lib/systemd/system/kubelet.service, /x.conf"},
+		{"another command line", starts(unit("loaded", false, file), argv[:1]), file, `it would start ["/usr/bin/kubelet"]`},
+		{"two commands", starts(unit("loaded", false, file), argv, argv), file, "not one command"},
+		{"no properties", nil, file, "load state is"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			err := accepts(tt.general, tt.service, tt.file, argv)
+			err := accepts(tt.unit, tt.file, argv)
 			if tt.err == "" && err != nil || tt.err != "" && (err == nil || !strings.Contains(err.Error(), tt.err)) {
 				t.Errorf("err = %v, want %q", err, tt.err)
 			}
