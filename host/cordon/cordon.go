@@ -82,6 +82,8 @@ type Window struct {
 
 	may    bool              // this run may have cordoned the node
 	sent   string            // the version of the node that a cordon was for which nobody answered
+	sure   bool              // the node was seen cordoned by us, and we have not uncordoned it
+	told   bool              // that somebody else has
 	limit  bool              // this run has asked for it
 	failed bool              // a Settle has
 	ready  map[string]string // the pods that were Ready when we came, by UID
@@ -269,8 +271,20 @@ func (w *Window) read(ctx context.Context) error {
 	n, err := w.api.Node(ctx, w.node)
 	if err == nil {
 		w.last = n
+		if w.sure && !n.Unschedulable {
+			w.overruled()
+		}
 	}
 	return err
+}
+
+// overruled says, once, that the window does not keep pods away any more.
+func (w *Window) overruled() {
+	if w.sure = false; w.told {
+		return
+	}
+	w.told = true
+	w.cfg.Log.Warn("somebody else has uncordoned the node during the restart: it is left so, and pods may come", "node", w.node)
 }
 
 // inTheWay are pods for which nothing is begun, and why.
@@ -337,6 +351,9 @@ func (w *Window) cordon(ctx context.Context, since time.Time) error {
 		switch {
 		case w.ours(since):
 			w.may, w.sent = true, ""
+			if w.sure = w.last.Unschedulable; !w.sure {
+				w.overruled()
+			}
 			return w.hold(within)
 		case w.last.Unschedulable && w.cfg.Inside:
 			w.cfg.Log.Warn("the node is cordoned, and not, or no longer, by us", "node", w.node, "cordon", by(w.last))
@@ -393,7 +410,7 @@ func (w *Window) send(ctx context.Context, since time.Time) error {
 	w.may = true
 	n, err := w.api.Cordon(context.WithoutCancel(ctx), w.last, Annotation, w.mark(since).String())
 	if err == nil {
-		w.last, w.sent = n, ""
+		w.last, w.sent, w.sure = n, "", true
 	} else if errors.Is(err, apiserver.ErrUnreachable) {
 		w.sent = w.last.ResourceVersion
 	}
@@ -626,14 +643,17 @@ func (w *Window) letComeOnce(ctx context.Context, since time.Time) error {
 		return errMayCome
 	case !w.ours(since):
 		return nil
-	// Nobody is known where somebody has emptied the list of field managers.
-	case n.Unschedulable && n.CordonedBy != apiserver.Manager && n.CordonedBy != "":
-		w.cfg.Log.Warn("the node stays cordoned: somebody else cordoned it meanwhile", "node", w.node, "cordon", by(n))
-		fallthrough
 	case !n.Unschedulable:
+		w.overruled()
+		_, err = w.api.Unmark(ctx, n, Annotation)
+		return err
+	// Nobody is known where somebody has emptied the list of field managers.
+	case n.CordonedBy != apiserver.Manager && n.CordonedBy != "":
+		w.cfg.Log.Warn("the node stays cordoned: somebody else cordoned it meanwhile", "node", w.node, "cordon", by(n))
 		_, err = w.api.Unmark(ctx, n, Annotation)
 		return err
 	}
+	w.sure = false // whoever answers
 	if w.last, err = w.api.Uncordon(ctx, n, Annotation); err != nil {
 		return err
 	}

@@ -156,15 +156,21 @@ func TestAStopSignalAnywhereLeavesNothingOpen(t *testing.T) {
 	})
 }
 
+const uncordoned = "somebody else has uncordoned the node"
+
 // An administrator may do anything at any time: it stays as it was set.
+// That the node takes pods in the middle of it is worth one line.
 func TestWhatAnAdministratorSetsMeanwhileStays(t *testing.T) {
 	everyPoint(t, func(t *testing.T, way int, back bool, at int) {
 		for _, acts := range []string{"cordon", "uncordon", "uncordon cordon", "unmark", "heartbeat"} {
 			in(t, ways[way].mode, ways[way].kubelet, func(t *testing.T, r *rig) {
 				r.first(t, back)
-				want := ""
+				want, lines := "", 0
 				r.arm(at, func(_ bool, do func()) error {
 					was := r.Cluster.String()
+					if acts == "uncordon" && r.State.Unschedulable {
+						lines = 1
+					}
 					for _, act := range strings.Fields(acts) {
 						map[string]func(){"cordon": r.Cordon, "uncordon": r.Uncordon, "unmark": r.Unmark, "heartbeat": r.Touch}[act]()
 					}
@@ -185,6 +191,9 @@ func TestWhatAnAdministratorSetsMeanwhileStays(t *testing.T) {
 				}
 				if r.file != r.runs || (err == nil) != (back == (r.file == "old")) {
 					t.Errorf("%s at %d: %v\n%s", acts, at, err, r)
+				}
+				if n := strings.Count(r.log.String(), uncordoned); n != lines {
+					t.Errorf("%s at %d: said %d times, want %d, that somebody has uncordoned the node", acts, at, n, lines)
 				}
 			})
 		}
@@ -274,6 +283,9 @@ func TestWhatWasCutOffInsideIsBroughtToItsEndUnderWhatWasSetSince(t *testing.T) 
 			if said := strings.Contains(r.log.String(), "the node stays cordoned"); said != (tt.want != "schedulable") {
 				t.Errorf("%s: log:\n%s", tt.name, &r.log)
 			}
+			if n := strings.Count(r.log.String(), uncordoned); n > 1 || (n == 1) != (tt.name == "uncordoned") {
+				t.Errorf("%s: log:\n%s", tt.name, &r.log)
+			}
 		})
 	}
 }
@@ -309,6 +321,9 @@ func TestOneRequestThatFailsOnTheWayThereOrBackIsMadeAgain(t *testing.T) {
 					t.Errorf("%s, %s: %v", what, f.name, err)
 				}
 				equal(t, what+", "+f.name, r, applied)
+				if strings.Contains(r.log.String(), uncordoned) {
+					t.Errorf("%s, %s: that was us", what, f.name)
+				}
 			})
 		}
 	}
