@@ -76,6 +76,7 @@ func (a *app) commands() []*cobra.Command {
 		a.configCommand(),
 		a.versionCommand(),
 		a.completionCommand(),
+		a.manCommand(),
 		a.helpCommand(),
 	}
 }
