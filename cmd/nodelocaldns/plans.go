@@ -286,7 +286,7 @@ func (p *plans) Rollback(ctx context.Context, keep []string, all []engine.Status
 	}
 	if err := p.durable.Rollback(ctx, append([]string{unit.StepName}, keep...)...); err != nil {
 		if slices.ContainsFunc(all, func(st engine.Status) bool { return st.Ours && !is(kubeletNoun, st.Name) }) {
-			err = errors.Join(err, errors.New("the rest is left in place: pods are still sent to us"))
+			err = errors.Join(err, p.rest(context.WithoutCancel(ctx)))
 		}
 		return nil, err
 	}
@@ -299,6 +299,16 @@ func (p *plans) Rollback(ctx context.Context, keep []string, all []engine.Status
 		}
 	}
 	return nil, p.gate().Finish(ctx)
+}
+
+// rest says what a rollback that failed at the kubelet, or at its restart, means
+// for what answers pods.
+func (p *plans) rest(ctx context.Context) error {
+	all, err := p.durable.Check(ctx)
+	if err != nil || statusOfStep(all, kubelet.StepName).Ours || p.restartPending(ctx) != nil {
+		return errors.New("the rest is left in place: pods are still sent to us")
+	}
+	return errors.New("the rest is left in place until that is mended; new pods are not sent to us")
 }
 
 // A waiter waits for pods to let go of us, and returns those that have not.

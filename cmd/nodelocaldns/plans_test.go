@@ -42,8 +42,80 @@ func nodeWith(t *testing.T, files map[string]string, argv *[]string) *plans {
 		}
 		return &kubelet.Process{PID: 4711, Argv: *argv}, nil
 	}
-	want := kubelet.Want{Addresses: []netip.Addr{netip.MustParseAddr("169.254.20.10")}}
-	return &plans{durable: host.NewDurable(host.DurableConfig{Kubelet: &want}, d), node: d.Node}
+	return &plans{durable: host.NewDurable(host.DurableConfig{Kubelet: &wanted}, d), node: d.Node}
+}
+
+// wanted is what those nodes are to become.
+var wanted = kubelet.Want{Addresses: []netip.Addr{oursForTest}}
+
+// running is systemd with a kubelet that runs, and reads its files when it is
+// started.
+type running struct {
+	node    kubelet.Node
+	refuses func(asks []netip.Addr) bool // it exits when it is told to have pods ask these
+	argv    []string                     // of the process; nil: there is none
+	starts  int
+}
+
+// runningNode is a node whose kubelet runs, on the clock of synctest.
+func runningNode(t *testing.T) (*plans, *running) {
+	t.Helper()
+	p := nodeWith(t, map[string]string{
+		"usr/lib/systemd/system/kubelet.service": "[Service]\nExecStart=/usr/bin/kubelet --cluster-dns=10.96.0.10\n",
+	}, new([]string))
+	r := &running{node: p.node}
+	p.durable = r.process()
+	r.start(t.Context())
+	return p, r
+}
+
+// process is another process on the node.
+func (r *running) process() *host.Durable {
+	d := host.RootDeps(r.node.Tree.String(), slog.New(slog.DiscardHandler))
+	d.Verify, d.Units = nil, r
+	d.Healthz = func(context.Context, netip.AddrPort) error { return nil }
+	d.Node.Running = func(string) (*kubelet.Process, error) {
+		if r.argv == nil {
+			return nil, nil
+		}
+		return &kubelet.Process{PID: 100 + r.starts, Argv: r.argv}, nil
+	}
+	return host.NewDurable(host.DurableConfig{Kubelet: &wanted}, d)
+}
+
+func (r *running) start(ctx context.Context) {
+	r.starts++
+	f, _ := kubelet.Find(ctx, kubelet.Node{Tree: r.node.Tree}, wanted)
+	if r.argv = []string{"/usr/bin/kubelet", "--cluster-dns=" + named(f.Now)}; r.refuses != nil && r.refuses(f.Now) {
+		r.argv = nil
+	}
+}
+
+// String is what its pods ask.
+func (r *running) String() string {
+	if r.argv == nil {
+		return "no kubelet"
+	}
+	return r.argv[1]
+}
+
+func (r *running) State(context.Context, string) (kubelet.UnitState, error) {
+	if r.argv == nil {
+		return kubelet.UnitState{Active: "activating", Sub: "auto-restart"}, nil
+	}
+	return kubelet.UnitState{Active: "active", Sub: "running", MainPID: 100 + r.starts}, nil
+}
+
+func (r *running) Reload(context.Context) error              { return nil }
+func (r *running) ResetFailed(context.Context, string) error { return nil }
+
+func (r *running) Restart(ctx context.Context, _ string) (string, error) {
+	r.start(ctx)
+	return "done", nil
+}
+
+func (r *running) TryRestart(ctx context.Context, unit string) (string, error) {
+	return r.Restart(ctx, unit)
 }
 
 func (p *plans) pendingNow(t *testing.T) string {
@@ -132,6 +204,43 @@ func TestAnApplyThatARollbackOvertakesLeavesTheKubeletAlone(t *testing.T) {
 	p.canary = nil
 	if err := p.Apply(t.Context(), nil, after); err != nil {
 		t.Errorf("the next apply: %v", err)
+	}
+}
+
+func TestARollbackThatFailsSaysWhetherPodsAreStillSentToUs(t *testing.T) {
+	everything := func([]netip.Addr) bool { return true }
+	for _, tt := range []struct {
+		name    string
+		edit    bool // of our file, by somebody
+		refuses func([]netip.Addr) bool
+		want    string
+	}{
+		{"our file was edited", true, nil, "the rest is left in place: pods are still sent to us"},
+		{"the kubelet is not back", false, everything, "the rest is left in place until that is mended; new pods are not sent to us"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p, r := runningNode(t)
+				if err := p.Apply(t.Context(), nil, nil); err != nil || r.String() != "--cluster-dns=169.254.20.10,10.96.0.10" {
+					t.Fatalf("%v, %s", err, r)
+				}
+				if tt.edit {
+					name := filepath.Join(p.node.Tree.String(), "etc/systemd/system/kubelet.service.d/99-nodelocaldns.conf")
+					text, err := os.ReadFile(name)
+					if err == nil {
+						err = os.WriteFile(name, append(text, "CPUWeight=50\n"...), 0o644)
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+				}
+				r.refuses = tt.refuses
+				_, err := p.Rollback(t.Context(), nil, []engine.Status{{Name: "link/x", Ours: true}}, nil)
+				if lines := each(err); len(lines) != 2 || lines[1].Error() != tt.want {
+					t.Errorf("%q\nwant one line, and %q", lines, tt.want)
+				}
+			})
+		})
 	}
 }
 
