@@ -319,7 +319,9 @@ func (w *Window) restart(ctx context.Context, unit string, was UnitState) error 
 		restart = w.cfg.Units.Restart
 	}
 	w.cfg.Log.Info("restarting the kubelet, and watching that it stays", "unit", unit, "for", w.cfg.Settle)
-	if was.NeedReload {
+	// Of a drop-in in a directory that is younger than its last reload, systemd 252
+	// says that there is no need.
+	if was.NeedReload || w.cfg.Left {
 		if err := w.cfg.Units.Reload(ctx); err != nil {
 			return fmt.Errorf("reloading systemd: %w", err)
 		}

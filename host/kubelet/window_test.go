@@ -522,10 +522,10 @@ func TestAWindowThatWasLeftOpenBringsTheKubeletBackWhateverBecameOfIt(t *testing
 		st   kubelet.UnitState
 		want string
 	}{
-		{"runs", kubelet.UnitState{Active: "active", Sub: "running", MainPID: 101}, "reset-failed, try-restart"},
-		{"failed", kubelet.UnitState{Active: "failed", Sub: "failed"}, "reset-failed, restart"},
-		{"starts again and again", kubelet.UnitState{Active: "activating", Sub: "auto-restart", Restarts: 7}, "reset-failed, restart"},
-		{"stopped half way through a restart", kubelet.UnitState{Active: "inactive", Sub: "dead"}, "reset-failed, restart"},
+		{"runs", kubelet.UnitState{Active: "active", Sub: "running", MainPID: 101}, "reload, reset-failed, try-restart"},
+		{"failed", kubelet.UnitState{Active: "failed", Sub: "failed"}, "reload, reset-failed, restart"},
+		{"starts again and again", kubelet.UnitState{Active: "activating", Sub: "auto-restart", Restarts: 7}, "reload, reset-failed, restart"},
+		{"stopped half way through a restart", kubelet.UnitState{Active: "inactive", Sub: "dead"}, "reload, reset-failed, restart"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
