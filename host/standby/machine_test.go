@@ -1,0 +1,88 @@
+package standby
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Whatever systemd says, in whatever order: nobody is left without an answer by
+// what is asked for.
+func FuzzAMachineTakesNoAnswerAway(f *testing.F) {
+	f.Add([]byte{})
+	f.Add([]byte{0, 1, 2, 3, 0x41, 0x82, 0xc3, 4, 5, 0x46, 0x87, 8, 9, 0x4a, 11})
+	f.Add([]byte(strings.Repeat("\x05\x11\x25\x31\x45\x51", 20)))
+	f.Fuzz(func(t *testing.T, script []byte) {
+		m := &Machine{}
+		s := Snapshot{At: time.Hour, Resolver: Resolver{Unit: Unit{Active: "inactive"}}, Relay: Unit{Active: "inactive"}, Socket: Unit{Active: "active"}}
+		states := []Unit{{Active: "inactive"}, {Active: "activating", Sub: "start", Job: true}, {Active: "active"}, {Active: "activating", Sub: "auto-restart"},
+			{Active: "failed"}, {Active: "deactivating", Job: true}, {Active: "inactive", Job: true}, {Active: "reloading"}}
+		for _, b := range script {
+			s.At += time.Duration(1+b>>6) * time.Duration(1+b>>6) * 300 * time.Millisecond
+			switch b >> 3 & 7 {
+			case 0, 1, 2:
+				u := states[b&7]
+				if u.up() && !s.Resolver.up() {
+					s.Resolver.Ready = s.At
+				}
+				if s.Resolver.Sub == "auto-restart" && u.Active != "inactive" {
+					s.Resolver.Restarts++
+				}
+				s.Resolver.Unit = u
+			case 3, 4:
+				s.Relay = states[b&7]
+			case 5:
+				s.Socket = states[b&7]
+			case 6:
+				s.Resolver.Restarts += uint32(b & 7)
+			case 7:
+				s.Resolver.Restarts, s.Resolver.Result = 0, []string{"", "success", "exit-code", "signal", "start-limit-hit", "oom-kill", "core-dump", "timeout"}[b&7]
+			}
+			d := m.Next(s)
+			o, out := m.Outage()
+			has := func(a Action) bool { return slices.Contains(d.Actions, a) }
+			switch {
+			case has(StopResolver) && !s.Relay.up():
+				t.Fatalf("%v stops a resolver that has no relay: %+v", d.Actions, s)
+			case has(StopRelay) && !(s.Resolver.up() && s.At-s.Resolver.Ready >= settle) && !(s.Resolver.rests() && !s.Socket.up() && out):
+				t.Fatalf("%v stops a relay that is needed: %+v", d.Actions, s)
+			case has(StopRelay) && (has(StartRelay) || has(StopResolver)), has(StartResolver) && has(StopResolver):
+				t.Fatalf("%v contradict each other", d.Actions)
+			case out && s.Relay.rests() && !has(StartRelay) && d.Again > askAgain:
+				t.Fatalf("there is no relay, and nobody looks before %s: %+v", d.Again, s)
+			case !out && (has(StartRelay) || has(StartResolver) || has(StopResolver)):
+				t.Fatalf("%v although nothing is wrong: %+v", d.Actions, s)
+			case out && !o.Trial && o.Next > s.At+lastWait, d.Again < 0, d.Again > lookEvery, out && o.Why == "":
+				t.Fatalf("next look in %s, %+v", d.Again, o)
+			}
+			if d.Again == 0 { // what it waits for is there: it goes on
+				if d = m.Next(s); d.Again == 0 {
+					t.Fatalf("it waits for what is there: %+v", s)
+				}
+			}
+		}
+	})
+}
+
+func TestAnEndIsToldInSystemdsWords(t *testing.T) {
+	for _, tt := range []struct {
+		result string
+		status int32
+		want   string
+	}{
+		{"exit-code", 1, "exit-code 1"},
+		{"exit-code", 203, "exit-code 203/EXEC"},
+		{"signal", 9, "signal KILL"},
+		{"core-dump", 11, "core-dump SEGV"},
+		{"signal", 99, "signal 99"},
+		{"oom-kill", 9, "oom-kill"},
+		{"watchdog", 6, "watchdog"},
+		{"timeout", 15, "timeout"},
+		{"start-limit-hit", 0, "start-limit-hit"},
+	} {
+		if got := words(Resolver{Result: tt.result, Status: tt.status}); got != tt.want {
+			t.Errorf("%s, %d: %s, want %s", tt.result, tt.status, got, tt.want)
+		}
+	}
+}
