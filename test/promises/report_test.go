@@ -1,0 +1,151 @@
+package promises
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"nodelocaldns/test/promises/load"
+)
+
+// out is the environment variable with the name of the results' files, without
+// its end: .json and .md.
+const out = "NODELOCALDNS_PROMISES"
+
+// A row is what was promised for a case, and what was measured.
+type row struct {
+	order    int
+	Case     string         `json:"case"`
+	Promised string         `json:"promised"`
+	Measured string         `json:"measured"`
+	Held     bool           `json:"held"`
+	Loads    []load.Summary `json:"loads,omitempty"`
+}
+
+// A cell is what became of a client's lookups in a state.
+type cell struct {
+	order   int
+	State   string        `json:"state"`
+	Client  string        `json:"client"`
+	Lookups int           `json:"lookups"`
+	Failed  int           `json:"failed"`
+	Slow    int           `json:"slow"` // took a second or longer
+	Worst   time.Duration `json:"worst"`
+}
+
+// results are those of this run.
+var results collection
+
+type collection struct {
+	mu    sync.Mutex
+	Rows  []row  `json:"promises"`
+	Cells []cell `json:"clients"`
+}
+
+// report adds a row. Whether its promise was held is whether the test has failed
+// until now; order is where it stands in the table.
+func report(t *testing.T, order int, name, promised string, loads []load.Summary, measured string, args ...any) {
+	t.Helper()
+	results.mu.Lock()
+	defer results.mu.Unlock()
+	r := row{order, name, promised, fmt.Sprintf(measured, args...), !t.Failed(), loads}
+	results.Rows = append(results.Rows, r)
+	t.Logf("%s: %s", r.Case, r.Measured)
+	for _, l := range loads {
+		t.Logf("%+v", l)
+	}
+}
+
+func (c *collection) add(x cell) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.Cells = append(c.Cells, x)
+}
+
+// write writes the results where the environment says.
+func (c *collection) write() error {
+	name := os.Getenv(out)
+	if name == "" {
+		return nil
+	}
+	slices.SortStableFunc(c.Rows, func(a, b row) int { return cmp.Compare(a.order, b.order) })
+	slices.SortStableFunc(c.Cells, func(a, b cell) int { return cmp.Compare(a.order, b.order) })
+	data, err := json.MarshalIndent(c, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(name+".json", append(data, '\n'), 0o644); err != nil {
+		return err
+	}
+	return os.WriteFile(name+".md", []byte(c.markdown()), 0o644)
+}
+
+func (c *collection) markdown() string {
+	var b strings.Builder
+	b.WriteString("| case | promised | measured | |\n|---|---|---|---|\n")
+	for _, r := range c.Rows {
+		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", r.Case, r.Promised, r.Measured, map[bool]string{true: "held", false: "**broken**"}[r.Held])
+	}
+	if len(c.Cells) == 0 {
+		return b.String()
+	}
+	var states, clients []string
+	cells := map[[2]string]cell{}
+	for _, x := range c.Cells {
+		if !slices.Contains(states, x.State) {
+			states = append(states, x.State)
+		}
+		if !slices.Contains(clients, x.Client) {
+			clients = append(clients, x.Client)
+		}
+		cells[[2]string{x.State, x.Client}] = x
+	}
+	fmt.Fprintf(&b, "\nfailed of %d lookups, and the slowest:\n\n| state | %s |\n|---|%s\n", c.Cells[0].Lookups, strings.Join(clients, " | "), strings.Repeat("---|", len(clients)))
+	for _, s := range states {
+		fmt.Fprintf(&b, "| %s |", s)
+		for _, name := range clients {
+			x := cells[[2]string{s, name}]
+			fmt.Fprintf(&b, " %d, %s |", x.Failed, short(x.Worst))
+		}
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+// short is a duration as a person wants it: three digits.
+func short(d time.Duration) string {
+	switch {
+	case d < 10*time.Millisecond:
+		return fmt.Sprintf("%.1f ms", d.Seconds()*1e3)
+	case d < time.Second:
+		return fmt.Sprintf("%.0f ms", d.Seconds()*1e3)
+	}
+	return fmt.Sprintf("%.1f s", d.Seconds())
+}
+
+// in time fails the test where a time is four times what was promised, see the
+// package's comment.
+func inTime(t *testing.T, what string, took, promised time.Duration) {
+	t.Helper()
+	if took > 4*promised {
+		t.Errorf("%s took %s, promised are %s", what, short(took), short(promised))
+	}
+}
+
+// none fails the test where a count that must be 0 is not.
+func none(t *testing.T, what string, count int, s load.Summary) {
+	t.Helper()
+	if count != 0 {
+		t.Errorf("%s: %d of %d, want none; such as %s", what, count, s.Sent, s.Example)
+	}
+}

@@ -1,0 +1,120 @@
+package promises
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"nodelocaldns/test/promises/load"
+)
+
+// The relay answers where the resolver cannot run, or has been stopped, and goes
+// when it is back.
+func TestTheRelayAnswersWhereTheResolverCannot(t *testing.T) {
+	t.Parallel()
+	keep := func(t *testing.T, m *machine) { m.output(t, "cp", "-p", program, program+".kept") }
+	back := func(t *testing.T, m *machine) { m.output(t, "mv", program+".kept", program) }
+	falsify := func(t *testing.T, m *machine) {
+		keep(t, m)
+		m.output(t, "sh", "-ec", "cp /bin/false "+program+".new; mv "+program+".new "+program)
+	}
+	for i, tt := range []struct {
+		name    string
+		doBreak func(*testing.T, *machine) // ends with the first failure
+		mend    func(*testing.T, *machine)
+		loses   bool // those that wait when systemd closes the sockets
+	}{
+		{
+			name: "configuration broken, then `systemctl restart`",
+			doBreak: func(t *testing.T, m *machine) {
+				must(t, m.Put(settings, []byte("no such key: 1\n"), 0o644))
+				_, err := m.Exec(t.Context(), "systemctl", "restart", resolver)
+				must(t, err)
+			},
+			mend: func(t *testing.T, m *machine) { must(t, m.Put(settings, []byte(config), 0o644)) },
+		},
+		{
+			name: "program replaced by `/bin/false`, then SIGKILL",
+			doBreak: func(t *testing.T, m *machine) {
+				falsify(t, m)
+				m.kill(t, resolver, "KILL")
+			},
+			mend: back,
+		},
+		{
+			name: "8 MB of memory: an OOM loop",
+			doBreak: func(t *testing.T, m *machine) {
+				m.output(t, "systemctl", "daemon-reexec") // see lowerMemory's test
+				m.output(t, "systemctl", "set-property", "--runtime", resolver, "MemoryMax=8M")
+				m.kill(t, resolver, "KILL")
+			},
+			mend: func(t *testing.T, m *machine) {
+				m.output(t, "systemctl", "set-property", "--runtime", resolver, "MemoryMax=256M")
+			},
+		},
+		{
+			name: "program replaced by `/bin/false`, then SIGKILL of guard too, until the start limit",
+			doBreak: func(t *testing.T, m *machine) {
+				falsify(t, m)
+				m.kill(t, guard, "KILL")
+				m.kill(t, resolver, "KILL")
+			},
+			mend:  back,
+			loses: true,
+		},
+		{
+			name:    "`systemctl stop nodelocaldns`, and start",
+			doBreak: func(t *testing.T, m *machine) { m.output(t, "systemctl", "stop", resolver) },
+			mend:    func(t *testing.T, m *machine) { m.output(t, "systemctl", "start", resolver) },
+		},
+	} {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			t.Parallel()
+			m := apply(t)
+			s, took, after := m.standIn(t, tt.doBreak, tt.mend)
+			if !tt.loses {
+				none(t, "lost", s.Lost, s)
+				none(t, "refused", s.Refused, s)
+			}
+			none(t, "wrong answers", s.Wrong, s)
+			none(t, "SERVFAIL", s.Servfail, s)
+			inTime(t, "the relay", took, 3*time.Second)
+			inTime(t, "the slowest answer", s.Slowest, 3*time.Second)
+			report(t, 60+i, fmt.Sprintf("%s, UDP at %d q/s", tt.name, standbyRate), "relay answers within 3 s of the first failure, queries wait for it", []load.Summary{s},
+				"relay after %s; %d queries: %d lost, %d refused, %d wrong, slowest %s; resolver back %s after it was mended",
+				short(took), s.Sent, s.Lost, s.Refused, s.Wrong, short(s.Slowest), short(after))
+		})
+	}
+}
+
+const standbyRate = 200
+
+// standIn breaks the resolver under load, waits for the relay, mends what was
+// broken, and waits for the resolver. It returns what became of the queries, how
+// long it took until the relay was there, and until the resolver was back.
+func (m *machine) standIn(t *testing.T, doBreak, mend func(*testing.T, *machine)) (s load.Summary, relayed, back time.Duration) {
+	t.Helper()
+	l := m.load(t, load.Plan{Rate: standbyRate, Count: 120 * standbyRate, Sockets: 16, Fresh: 20})
+	time.Sleep(time.Second)
+	begun := time.Now()
+	doBreak(t, m)
+	m.in(t, relay, 20*time.Second, "active")
+	relayed = time.Since(begun)
+	time.Sleep(2 * time.Second)
+	if got := m.output(t, "curl", "-sS", "http://127.0.0.1:9253/metrics"); !strings.Contains(got, "\nnodelocaldns_relay_active 1\n") {
+		t.Errorf("while the relay answers, the metrics are\n%s", got)
+	}
+	begun = time.Now()
+	mend(t, m)
+	m.in(t, resolver, 30*time.Second, "active")
+	back = time.Since(begun)
+	m.in(t, relay, 30*time.Second, "inactive")
+	if got := m.output(t, "curl", "-sS", "http://127.0.0.1:9253/metrics"); !strings.Contains(got, "\nnodelocaldns_relay_active 0\n") {
+		t.Error("the resolver is back, and its metrics do not say nodelocaldns_relay_active 0")
+	}
+	time.Sleep(time.Second)
+	s = l.stop().Summary(nil)
+	m.healthy(t)
+	return s, relayed, back
+}
