@@ -16,7 +16,7 @@ import (
 // own, as with glibc; one channel of c-ares sends all from one, and then they all
 // wait in the same socket of ours.
 func TestFourHundredQueriesAtOnceFit(t *testing.T) {
-	m := apply(t)
+	m := alone(t)
 	burst := func(from int) (load.Summary, int) {
 		t.Helper()
 		before := m.drops(t, 53)

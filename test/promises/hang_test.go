@@ -9,7 +9,7 @@ import (
 )
 
 func TestAHungResolverIsReplacedBeforeAClientGivesUp(t *testing.T) {
-	m := apply(t)
+	m := alone(t)
 	const rate = 200
 	restarts := m.number(t, resolver, "NRestarts")
 	l := m.load(t, load.Plan{Rate: rate, Count: 60 * rate, Sockets: 16, Fresh: 20, Timeout: 30 * time.Second})

@@ -134,18 +134,23 @@ type machine struct {
 // them active.
 func boot(t *testing.T) *machine {
 	t.Helper()
+	m := install(t)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(m.journal())
+		}
+		must(t, m.Cut())
+	})
+	return m
+}
+
+func install(t *testing.T) *machine {
+	t.Helper()
 	c := cluster(t)
 	all, err := programs()
 	must(t, err)
 	n, err := c.Node(fmt.Sprint("p", made.Add(1)))
 	must(t, err)
-	m := &machine{Node: n, cluster: c}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(m.journal())
-		}
-		must(t, n.Cut())
-	})
 	must(t, n.Join(t.Context()))
 	for name, b := range all {
 		must(t, n.Put(name, b, 0o755))
@@ -153,7 +158,7 @@ func boot(t *testing.T) *machine {
 	must(t, n.Put(settings, []byte(config), 0o644))
 	must(t, n.Boot(t.Context()))
 	must(t, n.Ready(t.Context()))
-	return m
+	return &machine{Node: n, cluster: c}
 }
 
 // apply boots a node with a pod that asks us.
@@ -162,6 +167,29 @@ func apply(t *testing.T) *machine {
 	m := boot(t)
 	m.apply(t)
 	return m
+}
+
+// common is the machine of those tests that are not run beside others.
+var common *machine
+
+// alone is a machine with a pod that asks us, for a test beside which nothing
+// else loads the processors. It is the same one for all of them, until one fails.
+func alone(t *testing.T) *machine {
+	t.Helper()
+	if common == nil {
+		m := install(t)
+		m.apply(t)
+		common = m
+	}
+	common.healthy(t)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(common.journal())
+			must(t, common.Cut())
+			common = nil
+		}
+	})
+	return common
 }
 
 func (m *machine) apply(t *testing.T) {
