@@ -33,7 +33,7 @@ node: build ## boots a node of a cluster with bin/nodelocaldns installed, and op
 	@test/setup.sh node
 	export NODELOCALDNS_TEST_NODE=$$(test/node/build.sh)
 	$(BUILD) -o bin/ ./test/node/cmd/...
-	@bin/node bin/nodelocaldns
+	@bin/node bin/nodelocaldns{,-relay}
 
 test: ## runs all tests with the race detector (as root also those on real interfaces and rules)
 	@test/setup.sh test

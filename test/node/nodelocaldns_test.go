@@ -26,25 +26,37 @@ const (
 
 // quick is a configuration for tests that are not about how long a restarted
 // kubelet is watched.
-const quick = "kubelet: {settle: 2s}\n"
+const quick = "kubelet: {settle: 3s}\n"
 
-// binary is nodelocaldns as it would be shipped.
-var binary = sync.OnceValues(func() ([]byte, error) {
-	file := filepath.Join(os.Getenv(inside), "nodelocaldns")
-	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", file, "nodelocaldns/cmd/nodelocaldns")
+// built are the programs as they would be shipped, by their names in /usr/bin.
+var built = sync.OnceValues(func() (map[string][]byte, error) {
+	dir := filepath.Join(os.Getenv(inside), "bin")
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", dir+"/", "nodelocaldns/cmd/...")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("building nodelocaldns: %w\n%s", err, out)
 	}
-	return os.ReadFile(file)
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	programs := map[string][]byte{}
+	for _, f := range files {
+		if programs[f.Name()], err = os.ReadFile(filepath.Join(dir, f.Name())); err != nil {
+			return nil, err
+		}
+	}
+	return programs, nil
 })
 
-// install puts the binary on a node, and a configuration unless it is empty.
+// install puts the programs on a node, and a configuration unless it is empty.
 func install(t *testing.T, n *Node, config string) {
 	t.Helper()
-	b, err := binary()
+	programs, err := built()
 	must(t, err)
-	must(t, n.Put(program, b, 0o755))
+	for name, data := range programs {
+		must(t, n.Put(filepath.Join("/usr/bin", name), data, 0o755))
+	}
 	if config != "" {
 		must(t, n.Put(settings, []byte(config), 0o644))
 	}

@@ -1,8 +1,9 @@
-// Node boots a node of a cluster with nodelocaldns installed and nothing of it
-// active, runs a shell there on its standard input, and removes everything
-// when that ends. Its exit code is the shell's unless a person sits there.
+// Node boots a node of a cluster with the programs of nodelocaldns in /usr/bin
+// and nothing of them active, runs a shell there on its standard input, and
+// removes everything when that ends. Its exit code is the shell's unless a
+// person sits there.
 //
-// usage: node BINARY
+// usage: node PROGRAM...
 package main
 
 import (
@@ -11,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -20,7 +22,7 @@ import (
 const welcome = `
 A node of a cluster, Kubernetes 1.34 on Debian 12; it ends with this shell, and
 leaves nothing. kube-dns is a stand-in at ` + node.KubeDNS + `. A pod named "before" runs.
-/usr/bin/nodelocaldns is the one that was just built; nothing of it is active.
+nodelocaldns is the one that was just built; nothing of it is active.
 
   nodelocaldns plan
   nodelocaldns apply
@@ -34,12 +36,12 @@ leaves nothing. kube-dns is a stand-in at ` + node.KubeDNS + `. A pod named "bef
 `
 
 func main() {
-	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "usage: node BINARY")
+	if len(os.Args) < 2 {
+		fmt.Fprintln(os.Stderr, "usage: node PROGRAM...")
 		os.Exit(2)
 	}
 	os.Exit(node.Main(func() int {
-		code, err := run(os.Args[1])
+		code, err := run(os.Args[1:])
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "node: error:", err)
 			return 1
@@ -48,12 +50,8 @@ func main() {
 	}))
 }
 
-func run(binary string) (int, error) {
+func run(programs []string) (int, error) {
 	ctx := context.Background()
-	program, err := os.ReadFile(binary)
-	if err != nil {
-		return 0, err
-	}
 	fmt.Fprintln(os.Stderr, "node: starting a cluster, which takes a quarter of a minute")
 	c, err := node.NewCluster(ctx)
 	if err != nil {
@@ -63,9 +61,17 @@ func run(binary string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := errors.Join(n.Join(ctx), n.JoinAdmin(), n.Put("/usr/bin/nodelocaldns", program, 0o755),
-		n.Put("/root/.bashrc", []byte("PS1='\\h# '\n"), 0o644)); err != nil {
+	if err := errors.Join(n.Join(ctx), n.JoinAdmin(), n.Put("/root/.bashrc", []byte("PS1='\\h# '\n"), 0o644)); err != nil {
 		return 0, err
+	}
+	for _, name := range programs {
+		data, err := os.ReadFile(name)
+		if err == nil {
+			err = n.Put(filepath.Join("/usr/bin", filepath.Base(name)), data, 0o755)
+		}
+		if err != nil {
+			return 0, err
+		}
 	}
 	if err := n.Boot(ctx); err != nil {
 		return 0, err
