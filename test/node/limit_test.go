@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -71,14 +72,22 @@ func cordonedAtOnce(t *testing.T, nodes ...*Node) (most func() int) {
 	}
 }
 
-func holder(t *testing.T, c *Cluster) string {
+// holders are the nodes that hold a lease of the limit.
+func holders(t *testing.T, c *Cluster) string {
 	t.Helper()
-	return kubectl(t, c, "--namespace=kube-system", "get", "lease", "nodelocaldns-window-0", "--output=jsonpath={.spec.holderIdentity}")
+	out := kubectl(t, c, "--namespace=kube-system", "get", "leases", `--output=jsonpath={range .items[*]}{.metadata.name} {.spec.holderIdentity}{"\n"}{end}`)
+	var nodes []string
+	for line := range strings.Lines(out) {
+		if f := strings.Fields(line); strings.HasPrefix(f[0], "nodelocaldns-window-") {
+			nodes = append(nodes, f[1:]...)
+		}
+	}
+	return strings.Join(nodes, " ")
 }
 
-func TestTwoNodesAreNeverAwayAtOnce(t *testing.T) {
+func TestTwoNodesAreNeverAwayAtOnceAndNoneForEver(t *testing.T) {
 	t.Parallel()
-	const config = "kubelet: {settle: 2s, kubeconfig: /etc/nodelocaldns/kubeconfig}\n"
+	const config = "kubelet: {settle: 3s, kubeconfig: /etc/nodelocaldns/kubeconfig}\n"
 	one, other := bootWith(t, config), bootWith(t, config)
 	withIdentity(t, one)
 	withIdentity(t, other)
@@ -93,8 +102,8 @@ func TestTwoNodesAreNeverAwayAtOnce(t *testing.T) {
 	}
 	ends(t, "one", one, withUs)
 	ends(t, "the other", other, withUs)
-	if got := holder(t, one.cluster); got != "" {
-		t.Errorf("the lease is held by %q, want nobody", got)
+	if got := holders(t, one.cluster); got != "" {
+		t.Errorf("a lease is held by %s, want nobody", got)
 	}
 
 	// One dies with it: the other is told of whom it waits for, until that one
@@ -110,7 +119,35 @@ func TestTwoNodesAreNeverAwayAtOnce(t *testing.T) {
 	begin(t, other, waits...).ends(0)
 	ends(t, "one, after its rollback", one, asBeforeUs)
 	ends(t, "the other, after its rollback", other, asBeforeUs)
-	if got := holder(t, one.cluster); got != "" {
-		t.Errorf("the lease is held by %q, want nobody", got)
+	if got := holders(t, one.cluster); got != "" {
+		t.Errorf("a lease is held by %s, want nobody", got)
 	}
+
+	// Killed at any write, they leave no lease either.
+	node := func(t *testing.T, i int) *Node {
+		t.Helper()
+		if i < 2 {
+			return []*Node{one, other}[i]
+		}
+		n := bootWith(t, config)
+		withIdentity(t, n)
+		return worn(t, n)
+	}
+	killedAtEach(t, 4, node, func(t *testing.T, n *Node, number int) (killed bool) {
+		for _, tt := range []struct {
+			args []string
+			want outcome
+		}{{cordonedApply, withUs}, {cordonedRollback, asBeforeUs}} {
+			args := append(tt.args[:len(tt.args):len(tt.args)], "--max-unavailable=4")
+			writes, was := killedAt(t, n, number, args...)
+			begin(t, n, args...).ends(0)
+			what := fmt.Sprintf("%s, killed at write %d, %s, and again", tt.args[0], number, writes[len(writes)-1])
+			ends(t, what, n, tt.want)
+			if slices.Contains(strings.Fields(holders(t, n.cluster)), n.Name) {
+				t.Errorf("%s: it holds a lease", what)
+			}
+			killed = killed || was
+		}
+		return killed
+	})
 }

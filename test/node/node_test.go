@@ -55,7 +55,7 @@ func create(t *testing.T) *Node {
 		if t.Failed() && n.leader != 0 {
 			r, _ := n.Exec(context.WithoutCancel(t.Context()), "sh", "-c", `journalctl="journalctl --boot --no-pager --no-hostname --output=short-precise"
 				systemctl list-units --all --no-legend 'nodelocaldns*' kubelet
-				$journalctl --lines=40 --unit='nodelocaldns*'; $journalctl --lines=10 --unit=kubelet | cut -c 1-300`)
+				$journalctl --lines=40 --unit='nodelocaldns*'; $journalctl --lines=40 --unit=kubelet | cut -c 1-300`)
 			t.Log(r.Stdout)
 		}
 		must(t, n.Cut())
