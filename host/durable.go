@@ -193,16 +193,23 @@ func NewDurable(cfg DurableConfig, d DurableDeps) *Durable {
 var ErrOff = errors.New("a rollback was asked for")
 
 // Boot is Apply for a node that starts: it obeys the off switch, and returns
-// ErrOff, with nothing written; likewise ErrRefused after a Refuse. It restarts
+// ErrOff, with nothing written; likewise ErrRefused after a Refuse, where it
+// takes back what the kubelet refused and nobody has taken back. It restarts
 // nothing, and so never waits for a kubelet that waits for it; see Pending.
 func (n *Durable) Boot(ctx context.Context, steps ...string) error {
 	defer n.forget()
-	return n.apply(ctx, func() error {
+	err := n.apply(ctx, func() error {
 		if err := n.on(); err != nil || !concernsKubelet(steps) {
 			return err
 		}
 		return n.Refused()
 	}, nil, steps)
+	if errors.Is(err, ErrRefused) {
+		if berr := n.back(ctx, nil); berr != nil {
+			return berr
+		}
+	}
+	return err
 }
 
 // Apply is that of both plans. A kubelet that does not come back with its new
@@ -230,6 +237,48 @@ func (n *Durable) change(ctx context.Context, off func() error, steps []string) 
 		err = errors.Join(err, n.Refuse(err))
 	}
 	return err
+}
+
+// Resume brings a window to its end that an earlier run left open: back where a
+// rollback was asked for, or where what was done in it is refused; else on, as
+// Continue. Where none is open it does nothing.
+func (n *Durable) Resume(ctx context.Context) error {
+	defer n.forget()
+	w, err := n.left()
+	if w == nil || err != nil {
+		return err
+	}
+	off, err := n.Off()
+	if err != nil {
+		return err
+	}
+	if off {
+		keep, err := n.Kept()
+		if err != nil {
+			return err
+		}
+		return n.Rollback(ctx, append(keep, unit.StepName)...)
+	}
+	switch err := n.Refused(); {
+	case errors.Is(err, ErrRefused):
+		return n.back(ctx, n.keeper.live)
+	case err != nil:
+		return err
+	}
+	noun, _, _ := strings.Cut(kubelet.StepName, "/")
+	return n.Continue(ctx, noun)
+}
+
+// left is the record of a window that is open, nil if there is none.
+func (n *Durable) left() (*engine.Record, error) {
+	recs, err := n.journal.Open()
+	if err != nil {
+		return nil, err
+	}
+	if i := slices.IndexFunc(recs, func(r engine.Record) bool { return r.Name == kubelet.WindowName }); i >= 0 {
+		return &recs[i], nil
+	}
+	return nil, nil
 }
 
 // Rollback is that of both plans. With kubelet.WindowName among keep, a kubelet
@@ -376,6 +425,9 @@ func (n *Durable) live(ctx context.Context, recs []engine.Record, plan []engine.
 			return nil, err
 		}
 		at, plan = len(plan), append(plan, engine.Item{Steps: []step.Step{s}})
+	}
+	if !back {
+		w = &refusing{Window: w, refuse: n.Refuse}
 	}
 	plan[at].Window = w
 	return plan, nil

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,6 +19,8 @@ import (
 	"nodelocaldns/host/cordon"
 	"nodelocaldns/host/cordon/cordontest"
 	"nodelocaldns/host/drain"
+	"nodelocaldns/host/engine"
+	"nodelocaldns/host/kubelet"
 )
 
 // member is a node with a kubelet that runs, in a cluster. A request to the API
@@ -62,7 +65,8 @@ var unreachable = fault{name: "refused", err: fs.ErrInvalid}
 // Each write of an apply and of a rollback, each restart and each request to
 // the API server loses power before or after it, with or without a reboot, or
 // fails: one more apply or rollback leaves the files and the kubelet as they
-// are to be, and the node schedulable, with no mark, counting against no limit.
+// are to be, and the node schedulable, with no mark, counting against no limit;
+// so does one that resumes.
 func TestANodeIsSchedulableAgainAfterAFaultAnywhere(t *testing.T) {
 	for _, s := range []scene{scenes[0], scenes[2]} {
 		for _, mode := range []drain.Mode{drain.Auto, drain.Drain} {
@@ -110,12 +114,21 @@ func everyFaultOfAMember(t *testing.T, s scene, mode drain.Mode) {
 			m.try(b, f, reboot, func() error { return rollback(m) })
 		}
 		at := fmt.Sprintf("%s at writes %d and %d, reboot %t", f.name, a, b, reboot)
-		if cases%3 == 0 {
+		switch cases % 3 {
+		case 0:
 			if err := apply(m); (err != nil) != s.refuses {
 				t.Fatalf("%s: apply: %v", at, err)
 			}
 			if diff := cmp.Diff(after, tornFile.ReplaceAllString(m.String(), "")); diff != "" {
 				t.Fatalf("%s: apply (-want +got):\n%s", at, diff)
+			}
+		case 1:
+			if err := m.process().Resume(t.Context()); err != nil && !s.refuses {
+				t.Fatalf("%s: resume: %v", at, err)
+			}
+			all, err := m.process().Check(t.Context())
+			if err != nil || m.cluster.String() != "schedulable" || slices.ContainsFunc(all, func(st engine.Status) bool { return st.Name == kubelet.WindowName }) {
+				t.Fatalf("%s: resume left a node that is %s, and %+v, %v", at, m.cluster, all, err)
 			}
 		}
 		if err := rollback(m); err != nil {

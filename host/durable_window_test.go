@@ -24,6 +24,7 @@ import (
 	"nodelocaldns/host/engine"
 	"nodelocaldns/host/fsys"
 	"nodelocaldns/host/hosttest"
+	"nodelocaldns/host/journal"
 	"nodelocaldns/host/kubelet"
 	"nodelocaldns/host/step"
 	"nodelocaldns/host/unitfile"
@@ -68,8 +69,7 @@ func (d *live) start() {
 	env := filepath.Join(d.root, kubelet.EnvFile)
 	_ = os.Remove(env)
 	calls, _ := filepath.Glob(filepath.Join(d.root, "/etc/systemd/system/*.d/*-nodelocaldns.conf"))
-	_, err := os.Stat(filepath.Join(d.root, host.StateDir, "off"))
-	if len(calls) > 0 && errors.Is(err, fs.ErrNotExist) {
+	if len(calls) > 0 && !d.has("off") && !d.has("refused") {
 		if text, _ := os.ReadFile(calls[0]); strings.Contains(string(text), "kubelet-env") {
 			_, text, err := kubelet.Env(d.t.Context(), kubelet.Node{Tree: tree}, d.want)
 			if err == nil && text != nil {
@@ -111,6 +111,12 @@ func (d *live) start() {
 	if !d.joined || d.refuses != nil && d.refuses(d.asks) {
 		d.exit()
 	}
+}
+
+// has says whether our own state has a file of that name.
+func (d *live) has(name string) bool {
+	_, err := os.Stat(filepath.Join(d.root, host.StateDir, name))
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 func (d *live) exit() {
@@ -535,6 +541,150 @@ func TestWhatAKubeletRefusedIsNotDoneByTheNextBoot(t *testing.T) {
 			}
 		}
 	})
+}
+
+// The power goes at each write of an apply whose change the kubelet refuses, and
+// comes again: our unit before the kubelet, the kubelet, and our unit after it.
+func TestWhatAKubeletRefusedIsTakenBackAfterAPowerCutAndNotTriedAgain(t *testing.T) {
+	for _, k := range nodeKinds[:2] {
+		t.Run(k.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s := scenes[2]
+				ref := s.live(t, k)
+				before := ref.String()
+				if err := ref.process(k.first).Apply(t.Context()); err == nil {
+					t.Fatal("it came back")
+				}
+				seen := 0
+				for at := range ref.writes {
+					for _, f := range faults[2:4] {
+						d := s.live(t, k)
+						d.try(at+1, f, false, func() error { return d.process(k.first).Apply(t.Context()) })
+						refused, open := d.has("refused"), d.has("journal.json")
+						if err := os.RemoveAll(filepath.Join(d.root, host.RunDir)); err != nil {
+							t.Fatal(err)
+						}
+						if err := os.MkdirAll(filepath.Join(d.root, host.RunDir), 0o755); err != nil {
+							t.Fatal(err)
+						}
+						if !open && !refused {
+							continue // nothing was begun
+						}
+						tries := 0
+						d.refuses = func(asks []netip.Addr) bool {
+							ours := slices.ContainsFunc(asks, netip.Addr.IsLinkLocalUnicast)
+							if ours {
+								tries++
+							}
+							return ours
+						}
+						why := fmt.Sprintf("%s at write %d, refused %t", f.name, at+1, refused)
+						err := d.process(k.first).Boot(t.Context())
+						if errors.Is(err, host.ErrRefused) != refused {
+							t.Errorf("%s: boot: %v", why, err)
+						}
+						d.start()
+						if err := d.process(k.first).Resume(t.Context()); (err == nil) != refused {
+							t.Errorf("%s: resume: %v", why, err)
+						}
+						if refused {
+							seen++
+						}
+						if refused != (tries == 0) {
+							t.Errorf("%s: the kubelet was started %d times with what it refuses", why, tries)
+						}
+						if diff := cmp.Diff(before, d.String()); diff != "" {
+							t.Errorf("%s (-before +after):\n%s", why, diff)
+						}
+						if err := d.clean(); err != nil || !d.has("refused") {
+							t.Errorf("%s: %v, refused %t", why, err, d.has("refused"))
+						}
+					}
+				}
+				if seen < 4 {
+					t.Errorf("the power went %d times when it was refused and not yet undone", seen)
+				}
+			})
+		})
+	}
+}
+
+// between is a state directory where something happens when the journal was read
+// twice.
+type between struct {
+	journal.Files
+	reads *int
+	do    func()
+}
+
+func (b between) ReadFile(name string) ([]byte, error) {
+	data, err := b.Files.ReadFile(name)
+	if name == "journal.json" {
+		if *b.reads++; *b.reads == 2 {
+			b.do()
+		}
+	}
+	return data, err
+}
+
+func TestWhatWasRefusedIsNotTakenBackFromWhoAppliedItSince(t *testing.T) {
+	in(t, scenes[0], func(t *testing.T, d *live, k nodeKind) {
+		d.refuses = func([]netip.Addr) bool { return true }
+		if err := d.process(k.first).Apply(t.Context()); err == nil || !d.has("refused") {
+			t.Fatalf("%v, refused %t", err, d.has("refused"))
+		}
+		d.refuses = nil
+		deps := d.deps()
+		deps.State = between{deps.State, new(int), func() {
+			if err := d.process(k.first).Apply(t.Context()); err != nil {
+				t.Error(err)
+			}
+			d.restarts()
+		}}
+		n := host.NewDurable(host.DurableConfig{Kubelet: &k.first, Settle: d.settle}, deps)
+		if err := n.Resume(t.Context()); err != nil || d.restarts() != 0 || !slices.ContainsFunc(d.asks, netip.Addr.IsLinkLocalUnicast) {
+			t.Errorf("%v\n%s", err, d)
+		}
+	})
+}
+
+func TestResumeGoesOnOrBackAsItWasGoing(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		first func(n *host.Durable, ctx context.Context, steps ...string) error // is cut off at the restart
+		ours  bool
+	}{
+		{"apply", (*host.Durable).Apply, true},
+		{"rollback", (*host.Durable).Rollback, false},
+	} {
+		in(t, scenes[0], func(t *testing.T, d *live, k nodeKind) {
+			n := d.process(k.first)
+			before := d.String()
+			if err := n.Resume(t.Context()); err != nil || d.restarts() != 0 || d.String() != before {
+				t.Fatalf("nothing was cut off: %v\n%s", err, d)
+			}
+			if !tt.ours {
+				if err := n.Apply(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				d.restarts()
+			}
+			d.refuses = func([]netip.Addr) bool { panic(hosttest.PowerCut{}) }
+			d.try(0, fault{}, false, func() error { return tt.first(d.process(k.first), t.Context()) })
+			d.refuses = nil
+			if err := d.process(k.first).Resume(t.Context()); err != nil {
+				t.Fatalf("%s: %v", tt.name, err)
+			}
+			if got := slices.ContainsFunc(d.asks, netip.Addr.IsLinkLocalUnicast); got != tt.ours {
+				t.Errorf("%s: pods ask %v", tt.name, d.asks)
+			}
+			all, err := d.process(k.first).Check(t.Context())
+			if err != nil || slices.ContainsFunc(all, func(st engine.Status) bool { return st.Name == kubelet.WindowName }) {
+				t.Errorf("%s: still open: %+v, %v", tt.name, all, err)
+			}
+		})
+	}
 }
 
 func TestAKubeletThatCannotBeBroughtBackIsLeftForTheNextRun(t *testing.T) {
