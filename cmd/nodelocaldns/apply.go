@@ -14,7 +14,6 @@ import (
 	"nodelocaldns/host/engine"
 	"nodelocaldns/host/kubelet"
 	"nodelocaldns/host/step"
-	"nodelocaldns/host/unit"
 )
 
 // changeJSON is the shape of apply --json and rollback --json.
@@ -138,8 +137,7 @@ func (a *app) apply(ctx context.Context, names []string, boot, skipCanary bool, 
 	return r, errors.Join(err, cerr)
 }
 
-// resume brings a window to its end that a reboot or a crash left open: back, if
-// a rollback was asked for, else forward.
+// resume is apply --resume.
 func (a *app) resume(ctx context.Context, out *changeJSON) (*host.Restart, error) {
 	if a.rootDir != "" {
 		return nil, usagef("run it on the node itself", "--resume works on the running system, --root leaves that alone")
@@ -152,6 +150,12 @@ func (a *app) resume(ctx context.Context, out *changeJSON) (*host.Restart, error
 	if err != nil {
 		return nil, err
 	}
+	return a.bringToEnd(ctx, p, out)
+}
+
+// bringToEnd brings a window to its end that a reboot or a crash left open, if
+// there is one; see host.Durable.Resume.
+func (a *app) bringToEnd(ctx context.Context, p *plans, out *changeJSON) (*host.Restart, error) {
 	all, err := p.Check(ctx)
 	if err != nil {
 		return nil, err
@@ -159,21 +163,11 @@ func (a *app) resume(ctx context.Context, out *changeJSON) (*host.Restart, error
 	if !statusOfStep(all, kubelet.WindowName).Ours {
 		return nil, nil
 	}
-	off, err := p.Off()
-	switch {
-	case err != nil:
-	case off:
-		var keep []string
-		if keep, err = p.durable.Kept(); err == nil {
-			err = p.durable.Rollback(ctx, append(keep, unit.StepName)...)
-		}
-	default:
-		if err = p.durable.Refused(); err != nil {
-			// The kubelet did not come back with our change, and not without it.
-			err = withHint(err, "mend the kubelet, then nodelocaldns apply or rollback")
-		} else {
-			err = p.durable.Continue(ctx, kubeletNoun)
-		}
+	err = p.durable.Resume(ctx)
+	off, oerr := p.Off()
+	if refused := p.durable.Refused(); err == nil && oerr == nil && !off && refused != nil {
+		a.warn(refused.Error())
+		a.hint("nodelocaldns apply tries again")
 	}
 	if err == nil {
 		out.Changed = true

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -13,6 +14,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"nodelocaldns/host"
 	"nodelocaldns/host/engine"
@@ -238,6 +241,64 @@ func TestARollbackThatFailsSaysWhetherPodsAreStillSentToUs(t *testing.T) {
 				_, err := p.Rollback(t.Context(), nil, []engine.Status{{Name: "link/x", Ours: true}}, nil)
 				if lines := each(err); len(lines) != 2 || lines[1].Error() != tt.want {
 					t.Errorf("%q\nwant one line, and %q", lines, tt.want)
+				}
+			})
+		})
+	}
+}
+
+func TestResumeBringsARestartToItsEndAndSaysWhatBecameOfIt(t *testing.T) {
+	const apart, with = "--cluster-dns=10.96.0.10", "--cluster-dns=169.254.20.10,10.96.0.10"
+	everything := func([]netip.Addr) bool { return true }
+	cut := func([]netip.Addr) bool { panic("the power goes") }
+	const row = "applied  window/kubelet  brought to its end\n"
+	for _, tt := range []struct {
+		name    string
+		back    bool // a rollback is under way
+		refuses func([]netip.Addr) bool
+		want    string // what the pods ask in the end
+		said    string
+	}{
+		{"nothing was cut off", false, nil, with, "nothing was applied\n"},
+		{"an apply was", false, cut, with, row},
+		{"a rollback was", true, cut, apart, row},
+		{"the kubelet came back neither with us nor without", false, everything, apart,
+			"nodelocaldns: warning: the last apply refused to change the kubelet: window/kubelet: undone: kubelet.service did not come back: it is activating (auto-restart); " +
+				"window/kubelet: left open: kubelet.service did not come back: it is activating (auto-restart)\n" +
+				"nodelocaldns: hint: nodelocaldns apply tries again\n" + row},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p, r := runningNode(t)
+				if tt.back {
+					if err := p.Apply(t.Context(), nil, nil); err != nil {
+						t.Fatal(err)
+					}
+				}
+				r.refuses = tt.refuses
+				func() {
+					defer func() { _ = recover() }()
+					if tt.back {
+						_, _ = p.Rollback(t.Context(), nil, nil, nil)
+					} else {
+						_ = p.Apply(t.Context(), nil, nil)
+					}
+				}()
+				r.refuses = nil
+				p.durable = r.process()
+				var said bytes.Buffer
+				a := &app{term: term{stdout: &said, stderr: &said}}
+				out := changeJSON{}
+				restart, err := a.bringToEnd(t.Context(), p, &out)
+				if code := a.exit(a.changed(out, stateApplied, restart, false, err)); code != exitOK || r.String() != tt.want {
+					t.Errorf("exit code %d, %s, %v; want %s", code, r, err, tt.want)
+				}
+				if diff := cmp.Diff(tt.said, said.String()); diff != "" {
+					t.Errorf("(-want +got):\n%s", diff)
+				}
+				all, err := p.Check(t.Context())
+				if err != nil || statusOfStep(all, kubelet.WindowName).Ours {
+					t.Errorf("the window is open: %+v, %v", all, err)
 				}
 			})
 		})
