@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"nodelocaldns/host"
+	"nodelocaldns/host/drain"
 	"nodelocaldns/host/engine"
 	"nodelocaldns/host/kubelet"
 	"nodelocaldns/host/step"
@@ -54,14 +55,27 @@ started. Where everything is as it should be already, nothing is restarted.
 and with the off switch set none: it stays set, and the exit code is 0. A
 kubelet that is not understood is an error as always, so that the unit shows
 as failed; the kubelet starts all the same, with its files as they were, as
-long as no unit requires this one.`,
+long as no unit requires this one.
+
+--resume is for a unit that runs after the kubelet's. A restart of the kubelet
+that was cut off is brought to its end, and the node uncordoned if it was
+cordoned for that: on, or back where a rollback was asked for or the kubelet did
+not come back with the change. It evicts nobody, also where the restart was to
+begin with that; apply --drain drain brings it to its end with an eviction. Where
+nothing was cut off it does nothing.`,
 		Args: args(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := stoppable(cmd.Context())
 			defer stop()
 			out := changeJSON{Steps: []planStep{}}
-			if a.disturb = &d; boot && resume {
+			a.disturb, d.resume = &d, resume
+			switch {
+			case boot && resume:
 				return usagef("--boot is for before the kubelet's start, --resume for after it", "--boot and --resume contradict each other")
+			case resume && len(steps) > 0:
+				return usagef("--resume ends what was begun, whatever steps it was for", "--resume and --step contradict each other")
+			case resume && d.drain == string(drain.Drain):
+				return usagef("apply --drain drain, without --resume, evicts pods and brings what was cut off to its end too", "--resume evicts nobody, whatever --drain drain says")
 			}
 			do := func() (*host.Restart, error) { return a.apply(ctx, steps, boot, skipCanary, &out) }
 			if resume {
@@ -73,7 +87,7 @@ long as no unit requires this one.`,
 	}
 	cmd.Flags().StringSliceVar(&steps, "step", nil, "only this step, or all of this noun (`name`: kubelet, link, sysctl/net.…); may be repeated")
 	cmd.Flags().BoolVar(&boot, "boot", false, "files only, and nothing while the off switch is set")
-	cmd.Flags().BoolVar(&resume, "resume", false, "bring a restart of the kubelet to its end that was cut off, forward or back as it was going; else nothing")
+	cmd.Flags().BoolVar(&resume, "resume", false, "bring a restart of the kubelet to its end that was cut off, on or back as it was going, and evict nobody; else nothing")
 	d.flags(cmd)
 	cmd.Flags().BoolVar(&skipCanary, "skip-canary", false, "do not ask from the pods first; if they cannot reach us, new pods wait five seconds for each name")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")

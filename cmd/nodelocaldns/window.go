@@ -32,6 +32,11 @@ type disturbance struct {
 	force       bool
 	podSelector string
 	unavailable int
+
+	// resume says that a restart is brought to its end that was cut off: nobody
+	// is evicted for that. A boot has started all pods anew, and whether others
+	// were to be evicted is not remembered.
+	resume bool
 }
 
 // flags adds the flags to a command.
@@ -71,6 +76,9 @@ func (a *app) cordon(d *disturbance, cfg config.Config, log *slog.Logger, of fun
 		if c.Mode, err = drain.ParseMode(d.drain); err != nil {
 			return nil, usagef("allowed: auto, never, cordon, drain", "--drain: %v", err)
 		}
+	}
+	if d.resume && c.Mode == drain.Drain {
+		c.Mode = drain.Cordon
 	}
 	switch {
 	case d.timeout < 0:
