@@ -16,10 +16,15 @@
 //   - five times within ten seconds, ready or not, as where it is killed for its
 //     memory again and again, or
 //   - systemd has given it up, or
-//   - it has not been ready for [patience], for whatever reason.
+//   - it has not been ready for two and a half seconds, for whatever reason.
 //
 // The relay is first; the resolver is stopped when the relay answers, and not at
 // all while it cannot. Both have the same sockets and may answer at once.
+//
+// What people do holds: a resolver that is stopped by hand is not started, and one
+// that is started by hand gets its place if it stays. Between two tries a stop
+// cannot be seen, as there is nothing that runs; stopping the sockets can, and
+// ends all of this.
 package standby
 
 import (
@@ -163,11 +168,10 @@ type Machine struct {
 	since    time.Duration   // since then
 	ending   bool            // somebody has asked for its end
 
-	// Of a try.
-	asked   time.Duration // when it was asked for
-	begun   bool          // systemd has done something about it
-	entry   uint32        // Restarts when it began
-	cleared bool          // the relay was stopped for it, to get at the sockets
+	// Of the end of a try, and of a try.
+	asked time.Duration // when it was asked for, 0 for not yet
+	begun bool          // systemd has done something about it
+	entry uint32        // Restarts when it began
 
 	last map[Action]time.Duration // when systemd was last asked for it
 }
@@ -217,12 +221,17 @@ func (m *Machine) Next(s Snapshot) Decision {
 	return t.d
 }
 
-// absent says why the units are not ours to start and stop.
+// absent says why the units are not to be started and stopped. Sockets that are
+// stopped have been stopped by somebody, who wants nobody to answer or is taking
+// away all of it; those that systemd has closed have failed.
 func absent(s Snapshot) string {
-	for _, u := range []struct{ name, load string }{{units.Resolver, s.Resolver.Load}, {units.Relay, s.Relay.Load}} {
+	for _, u := range []struct{ name, load string }{{units.Resolver, s.Resolver.Load}, {units.Relay, s.Relay.Load}, {units.Socket, s.Socket.Load}} {
 		if u.load == "masked" || u.load == "not-found" {
 			return u.name + " is " + u.load
 		}
+	}
+	if s.Socket.Active == "inactive" && s.Socket.rests() {
+		return units.Socket + " is stopped"
 	}
 	return ""
 }
@@ -367,7 +376,7 @@ func (t *turn) watch() bool {
 		return false
 	}
 	t.outage = Outage{Since: t.s.At, Why: why, Next: t.s.At + t.wait()}
-	t.stage = stopping
+	t.stage, t.asked = stopping, 0
 	return true
 }
 
@@ -379,8 +388,14 @@ func (t *turn) stop() bool {
 	case t.well(): // before the relay was
 		t.back()
 		return true
+	case t.asked != 0 && r.up() && r.Ready > t.asked: // it was stopped, and somebody has started it
+		t.outage.Trial = true
+		t.stage, t.begun, t.entry = trying, true, r.Restarts
+		return true
 	case t.s.Relay.up() && r.Active != "deactivating":
-		t.d.Actions = t.ask(StopResolver)
+		if t.d.Actions = t.ask(StopResolver); t.d.Actions != nil {
+			t.asked = t.s.At
+		}
 	}
 	return false
 }
@@ -398,22 +413,10 @@ func (t *turn) await() bool {
 		t.again(t.outage.Next)
 		return false
 	}
-	// A relay that runs keeps sockets that systemd has no more, and the
-	// resolver cannot make others beside them. Nor can systemd, as long as the
-	// relay runs.
-	if !t.s.Socket.up() && !t.s.Relay.rests() {
-		if !t.cleared {
-			t.cleared = true
-			t.d.Actions = t.ask(StopRelay)
-		}
-		if t.s.Relay.Active == "deactivating" || len(t.d.Actions) > 0 {
-			return false
-		}
-	}
 	t.outage.Trial = true
 	t.outage.Tries++
 	t.backoff++
-	t.stage, t.asked, t.begun, t.entry, t.cleared = trying, t.s.At, false, 0, false
+	t.stage, t.asked, t.begun, t.entry = trying, t.s.At, false, 0
 	t.d.Actions = []Action{StartResolver}
 	t.again(t.s.At + askAgain)
 	return false
@@ -446,7 +449,7 @@ func (t *turn) fail(why string) {
 		t.outage.Why = why
 	}
 	t.outage.Trial, t.outage.Next = false, t.s.At+t.wait()
-	t.stage = stopping
+	t.stage, t.asked = stopping, 0
 }
 
 // back ends the outage. Restarts are counted from here.

@@ -117,12 +117,15 @@ func (r *runner) turn(ctx context.Context) time.Duration {
 	} else {
 		r.say("")
 	}
-	if o, ok := r.m.Outage(); ok {
+	switch o, ok := r.m.Outage(); {
+	case ok:
 		st := o.state(now, s.At)
 		r.keep(&st, "")
-	} else if s.Resolver.up() {
+	case d.Absent != "":
+		r.keep(nil, d.Absent)
+	case s.Resolver.up():
 		r.keep(nil, "it is back")
-	} else {
+	default:
 		r.keep(nil, "it was stopped")
 	}
 	for _, a := range d.Actions {

@@ -353,6 +353,37 @@ level=INFO msg="nobody stands in for the resolver any more" why="it is back" tri
 	})
 }
 
+func TestAResolverThatIsStartedByHandJustAfterItsStopIsGivenItsPlace(t *testing.T) {
+	on(t, func(n *node) {
+		n.guarded()
+		n.resolver.does(fails)
+		n.resolver.kill()
+		after(670 * time.Millisecond)
+		n.resolver.does(serves)
+		n.resolver.start() // before guard has seen that it is stopped
+		after(time.Minute)
+		n.expect(`
+    0.00  resolver dies: signal 9
+    0.20  resolver starts
+    0.21  resolver dies: exit-code 1
+    0.41  resolver starts
+    0.42  resolver dies: exit-code 1
+    0.62  resolver starts
+    0.62  guard: start the relay
+    0.62  relay starts
+    0.63  resolver dies: exit-code 1
+    0.66  relay is ready
+    0.67  guard: stop the resolver
+    0.67  resolver is stopped
+    0.67  resolver is started by hand
+    0.67  resolver starts
+    0.69  resolver is ready
+    2.69  guard: stop the relay
+    2.73  relay is stopped
+`)
+	})
+}
+
 func TestAGuardGoesOnWhereAnotherWasKilled(t *testing.T) {
 	on(t, func(n *node) {
 		n.guarded()
@@ -570,30 +601,7 @@ func TestARelayThatIsGoneIsStartedAgain(t *testing.T) {
 	})
 }
 
-func TestSocketsThatSomebodyHasStoppedAreMadeAgain(t *testing.T) {
-	on(t, func(n *node) {
-		n.guarded()
-		n.resolver.does(fails)
-		n.resolver.kill()
-		after(5 * time.Second)
-		n.happened()
-		n.resolver.does(serves)
-		n.set(func() { n.socket.Active = "inactive" }) // which stops neither of those who have them
-		after(10 * time.Second)
-		n.expect(`
-   10.62  guard: stop the relay
-   10.65  relay is stopped
-   10.67  guard: start the socket
-   10.67  guard: start the relay
-   10.67  relay starts
-   10.67  guard: start the resolver
-   10.67  resolver starts
-   10.69  resolver is ready
-   10.71  relay is ready
-   12.69  guard: stop the relay
-   12.72  relay is stopped
-`)
-	})
+func TestSocketsThatSystemdHasClosedAreMadeAgain(t *testing.T) {
 	on(t, func(n *node) {
 		n.guarded()
 		n.set(func() { n.socket.Active = "failed" })
@@ -615,6 +623,31 @@ func TestSocketsThatSomebodyHasStoppedAreMadeAgain(t *testing.T) {
     0.67  guard: stop the resolver
     0.67  resolver is stopped
    state  since 0.62: exit-code 1; 0 tries, next 10.62
+`)
+	})
+}
+
+func TestWhoStopsTheSocketsWantsNobodyToAnswer(t *testing.T) {
+	on(t, func(n *node) {
+		n.guarded()
+		n.resolver.does(fails)
+		n.resolver.kill()
+		after(5 * time.Second)
+		n.happened()
+		n.set(func() { n.socket.Active = "inactive"; n.tell() })
+		n.relay.stop()
+		after(time.Hour)
+		n.expect(`
+    5.00  relay is stopped by hand
+    5.04  relay is stopped
+`)
+		n.set(func() { n.socket.Active = "active"; n.tell() })
+		after(time.Hour)
+		n.nothing("started again")
+		n.saying(`
+level=WARN msg="the resolver has failed: the relay takes its place" why="exit-code 1" hint="journalctl -u nodelocaldns says why"
+level=WARN msg="nothing stands by for the resolver" why="nodelocaldns.socket is stopped"
+level=INFO msg="nobody stands in for the resolver any more" why="nodelocaldns.socket is stopped" tries=0
 `)
 	})
 }

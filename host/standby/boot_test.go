@@ -1,0 +1,217 @@
+package standby
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+
+	"nodelocaldns/host/fsys"
+	"nodelocaldns/host/systemd"
+	"nodelocaldns/test/judge"
+	"nodelocaldns/units"
+)
+
+const (
+	breaks  = "/etc/breaks"                // a resolver that finds this ends with status 3
+	sham    = "/opt/program"               // this test program, as resolver and as relay
+	service = "NODELOCALDNS_STANDBY_SERVE" // set for it
+)
+
+// shams makes the tree of a node where this test program is resolver and relay.
+func shams(t *testing.T, root string) {
+	t.Helper()
+	self, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := map[string]string{sham: string(self)}
+	for name, text := range map[string]string{
+		units.Socket:   "[Socket]\nListenDatagram=127.0.0.1:53\nReusePort=yes\nService=" + units.Relay + "\n",
+		units.Relay:    "StartLimitIntervalSec=0\n[Service]\nRestartSec=1\n",
+		units.Resolver: "Wants=" + units.Socket + "\nStartLimitIntervalSec=10\nStartLimitBurst=12\n[Service]\nRestartSec=200ms\n",
+		// It stands for guard, which is ordered before the resolver, so that
+		// systemd does not forget that one.
+		"guard.service": "Before=" + units.Resolver + "\n[Service]\nExecStart=/bin/sleep infinity\n",
+	} {
+		if name == units.Relay || name == units.Resolver {
+			text += "Type=notify\nSockets=" + units.Socket + "\nRestart=always\nEnvironment=" + service + "=" + name + "\n" +
+				"ExecStart=" + sham + " -test.run=^TestARealSystemdAlwaysHasSomebodyWhoAnswers$\n"
+		}
+		files["/etc/systemd/system/"+name] = "[Unit]\nDefaultDependencies=no\n" + text
+	}
+	for name, text := range files {
+		file := filepath.Join(root, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(text), 0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// serve is resolver and relay.
+func serve(name string) {
+	if _, err := os.Stat(breaks); err == nil && name == units.Resolver {
+		os.Exit(3)
+	}
+	end := make(chan os.Signal, 1)
+	signal.Notify(end, syscall.SIGTERM)
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+		os.Exit(4)
+	}
+	<-end
+}
+
+// All of it on a real systemd, which the simulated one may have wrong: how a
+// unit looks between its lives, what counts as a restart and what forgets them,
+// and what is told when.
+func TestARealSystemdAlwaysHasSomebodyWhoAnswers(t *testing.T) {
+	if name := os.Getenv(service); name != "" {
+		serve(name)
+		return
+	}
+	if !judge.Inside(t, shams, "guard.service", units.Socket, units.Resolver) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 45*time.Second)
+	defer cancel()
+	bus := new(systemd.Bus)
+	defer bus.Close()
+	n := &realNode{t: t, ctx: ctx, units: Units{bus}, dir: fsys.Dir(t.TempDir())}
+	n.changed = n.units.Changed(ctx)
+	n.until("the resolver serves alone", "active running", "inactive dead")
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		Run(ctx, Deps{Systemd: n.units, Dir: n.dir, Wanted: func() (bool, error) { return true, nil }, Log: slog.New(slog.NewTextHandler(os.Stdout, nil)), Now: time.Now})
+	}()
+
+	// Ten restarts by hand, and a kill, are nothing to it.
+	for range 10 {
+		n.systemctl("restart", units.Resolver)
+	}
+	n.systemctl("reset-failed", units.Resolver) // of the starts: the kill and what follows have their own
+	n.systemctl("kill", "--signal=KILL", units.Resolver)
+	n.untilRestarts(1)
+	n.until("the resolver serves alone", "active running", "inactive dead")
+	if _, err := Read(n.dir); err == nil {
+		t.Error("an outage, by restarts and a kill")
+	}
+
+	// It cannot start any more.
+	if err := os.WriteFile(breaks, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	n.systemctl("kill", "--signal=KILL", units.Resolver)
+	began := time.Now()
+	n.until("the relay serves alone", "inactive dead", "active running")
+	if st, err := Read(n.dir); err != nil || st.Why != "exit-code 3" || st.Tries != 0 || st.NextTry == nil {
+		t.Errorf("the state is %+v, %v", st, err)
+	} else {
+		t.Logf("the resolver has failed for good after %v", st.Since.Sub(began))
+	}
+	if pid := n.property(units.Relay, "MainPID"); pid == "0" {
+		t.Error("there is no relay")
+	} else {
+		// The try fails, and the relay does not notice.
+		n.untilTries(1)
+		n.until("the relay serves alone", "inactive dead", "active running")
+		if now := n.property(units.Relay, "MainPID"); now != pid {
+			t.Errorf("the relay was process %s, now %s", pid, now)
+		}
+	}
+
+	// Mended, and started by hand: the next try would be in twenty seconds.
+	if err := os.Remove(breaks); err != nil {
+		t.Fatal(err)
+	}
+	n.systemctl("start", units.Resolver)
+	n.until("the resolver serves alone", "active running", "inactive dead")
+	if st, err := Read(n.dir); err == nil {
+		t.Errorf("the state is still %+v", st)
+	}
+
+	// Stopped by hand, it stays so.
+	n.systemctl("stop", units.Resolver)
+	n.until("nobody serves", "inactive dead", "inactive dead")
+	if out, err := exec.CommandContext(ctx, "bash", "-c", "echo >/dev/udp/127.0.0.1/53").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	n.until("the relay serves alone", "inactive dead", "active running")
+	n.systemctl("start", units.Resolver)
+	n.until("the resolver serves alone", "active running", "inactive dead")
+	cancel()
+	<-done
+}
+
+type realNode struct {
+	t       *testing.T
+	ctx     context.Context
+	units   Units
+	dir     fsys.Dir
+	changed <-chan struct{}
+}
+
+func (n *realNode) systemctl(args ...string) {
+	n.t.Helper()
+	if out, err := exec.CommandContext(n.ctx, "systemctl", args...).CombinedOutput(); err != nil {
+		n.t.Fatalf("systemctl %v: %v\n%s", args, err, out)
+	}
+}
+
+func (n *realNode) property(unit, name string) string {
+	n.t.Helper()
+	p, err := n.units.Bus.Properties(n.ctx, unit)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return fmt.Sprint(p[name])
+}
+
+// wait waits until the units are so that done is true.
+func (n *realNode) wait(what string, done func(Snapshot) bool) {
+	n.t.Helper()
+	for {
+		s, err := n.units.Look(n.ctx)
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		if done(s) {
+			n.t.Logf("%s: the resolver is %s, the relay %s", time.Now().Format("15:04:05.000"), s.Resolver, s.Relay)
+			return
+		}
+		select {
+		case <-n.changed:
+		case <-n.ctx.Done():
+			n.t.Fatalf("waiting until %s: the resolver is %s, the relay %s", what, s.Resolver, s.Relay)
+		}
+	}
+}
+
+func (n *realNode) until(what, resolver, relay string) {
+	n.t.Helper()
+	n.wait(what, func(s Snapshot) bool {
+		return s.Resolver.Active+" "+s.Resolver.Sub == resolver && s.Relay.Active+" "+s.Relay.Sub == relay
+	})
+}
+
+func (n *realNode) untilRestarts(want uint32) {
+	n.t.Helper()
+	n.wait(fmt.Sprintf("it is restarted %d times", want), func(s Snapshot) bool { return s.Resolver.Restarts == want })
+}
+
+func (n *realNode) untilTries(want int) {
+	n.t.Helper()
+	n.wait(fmt.Sprintf("it is tried %d times", want), func(Snapshot) bool {
+		st, err := Read(n.dir)
+		return err == nil && st.Tries == want && st.NextTry != nil
+	})
+}
