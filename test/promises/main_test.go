@@ -126,6 +126,7 @@ type machine struct {
 	cluster *node.Cluster
 	pod     string
 	resolv  string // its resolv.conf
+	laid    string // the name that it has in the pod's network namespace
 	from    string // the addresses of the node and of its pods, for iptables
 	names   []load.Name
 }
@@ -345,7 +346,10 @@ func (m *machine) inPod(t *testing.T, args ...string) *exec.Cmd {
 		t.Fatalf("the node's network namespaces are %q, want that of one pod", netns)
 	}
 	// ip lays what is there over the files of /etc.
-	must(t, m.Put("/etc/netns/"+netns[0]+"/resolv.conf", []byte(m.resolv), 0o644))
+	if resolv := "/etc/netns/" + netns[0] + "/resolv.conf"; m.laid != resolv {
+		must(t, m.Put(resolv, []byte(m.resolv), 0o644))
+		m.laid = resolv
+	}
 	return m.Command(t.Context(), append([]string{"ip", "netns", "exec", netns[0]}, args...)...)
 }
 

@@ -209,13 +209,18 @@ func (u *udp) read() {
 
 // receive reads one packet, or one error, and says whether there was one.
 func (u *udp) receive(s *socket, fd, flags int, packet, control []byte) bool {
+	u.smu.Lock()
+	if s.fd != fd { // closed, and the number may be another's by now
+		u.smu.Unlock()
+		return false
+	}
 	n, oobn, _, _, err := unix.Recvmsg(fd, packet, control, flags|unix.MSG_DONTWAIT)
 	if err != nil {
+		u.smu.Unlock()
 		// Errors are read from their queue; here they are told once more.
-		return !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EBADF) && flags == 0
+		return !errors.Is(err, unix.EAGAIN) && flags == 0
 	}
 	at, icmp := parseControl(control[:oobn])
-	u.smu.Lock()
 	i, waited := 0, false
 	if n >= 2 {
 		id := binary.BigEndian.Uint16(packet)
