@@ -12,6 +12,7 @@ import (
 	"nodelocaldns/host/facts"
 	"nodelocaldns/host/fsys"
 	"nodelocaldns/host/link"
+	"nodelocaldns/host/standby"
 	"nodelocaldns/host/step"
 	"nodelocaldns/host/unit"
 )
@@ -122,7 +123,8 @@ func (g *Gate) Finish(ctx context.Context) error {
 	if err := g.Durable.finish(ctx, keep); err != nil {
 		return err
 	}
-	return errors.Join(facts.Remove(fsys.Dir(g.Node.deps.RunDir)), g.Durable.state.Remove(refusedFile))
+	run := fsys.Dir(g.Node.deps.RunDir)
+	return errors.Join(facts.Remove(run), standby.Remove(run), g.Durable.state.Remove(refusedFile))
 }
 
 // Held are the addresses that records say are on the node because of us,

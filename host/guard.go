@@ -47,6 +47,11 @@ type Duties struct {
 	// repairs what pods need, and applies nothing new. Nil: with the off switch
 	// set, guard does nothing at all.
 	Gate *Gate
+
+	// Standby sees to it that somebody answers, until ctx ends: see package
+	// standby. It runs beside the passes of Run, which may take long, and takes
+	// no lock. Nil: nobody does.
+	Standby func(ctx context.Context)
 }
 
 // A Guard keeps the runtime plan true. It takes nothing away when it stops:
@@ -128,6 +133,7 @@ func (g *Guard) Run(ctx context.Context) error {
 		return err
 	}
 	defer alone.Release()
+	defer g.standBy(ctx)()
 	events, err := g.n.deps.Watch(ctx)
 	if err != nil {
 		g.n.deps.Log.Warn("no netlink events, looking every "+rulesEvery.String(), "error", err)
@@ -159,6 +165,24 @@ func (g *Guard) Run(ctx context.Context) error {
 			case <-time.After(eventPause):
 			}
 		}
+	}
+}
+
+// standBy has that duty done until the returned function is called, which waits
+// for its end.
+func (g *Guard) standBy(ctx context.Context) (stop func()) {
+	if g.duties.Standby == nil {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		g.duties.Standby(ctx)
+	}()
+	return func() {
+		cancel()
+		<-done
 	}
 }
 

@@ -616,3 +616,53 @@ func TestAPassThatWaitedDoesNotRepairWhatWasTakenBackByThen(t *testing.T) {
 		r.mustBe("the node", drifted)
 	})
 }
+
+// A pass waits for a lock that is not let go of, as while a kubelet is restarted.
+func TestWhoStandsByIsNotHeldUpByAPass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.apply()
+		lock, err := journal.Acquire(t.Context(), filepath.Join(r.dir, "run", "lock"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer lock.Release()
+		r.deleteDevice()
+		d := r.deps()
+		d.LockWait = 10 * time.Second
+		n, err := host.New(r.cfg, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var looks atomic.Int32
+		g := n.Guard(host.Duties{Standby: func(ctx context.Context) {
+			for ctx.Err() == nil {
+				looks.Add(1)
+				select {
+				case <-ctx.Done():
+				case <-time.After(time.Second):
+				}
+			}
+			looks.Store(-1)
+		}})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- g.Run(ctx) }()
+		after(9500 * time.Millisecond)
+		select {
+		case <-g.Ready():
+			t.Error("the first pass is over")
+		default:
+		}
+		if n := looks.Load(); n != 10 {
+			t.Errorf("%d looks in 9.5 s", n)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if n := looks.Load(); n != -1 {
+			t.Errorf("guard has ended, and who stands by has not: %d looks", n)
+		}
+	})
+}

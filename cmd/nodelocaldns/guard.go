@@ -1,13 +1,18 @@
 package main
 
 import (
+	"context"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"nodelocaldns/cmd/nodelocaldns/internal/config"
 	"nodelocaldns/host"
+	"nodelocaldns/host/fsys"
+	"nodelocaldns/host/standby"
+	"nodelocaldns/host/systemd"
 )
 
 func (a *app) guardCommand() *cobra.Command {
@@ -36,7 +41,11 @@ away when it ends: pods keep the address as long as they live.`,
 			if err != nil {
 				return err
 			}
-			g := p.runtime.Guard(host.Duties{Gate: p.gate(), Facts: findFacts(cfg, p.node)})
+			standBy, err := a.standBy(p)
+			if err != nil {
+				return err
+			}
+			g := p.runtime.Guard(host.Duties{Gate: p.gate(), Facts: findFacts(cfg, p.node), Standby: standBy})
 			if once {
 				return g.Once(ctx)
 			}
@@ -56,6 +65,30 @@ away when it ends: pods keep the address as long as they live.`,
 	}
 	cmd.Flags().BoolVar(&once, "once", false, "one pass, then exit; 1 if something could not be done")
 	return cmd
+}
+
+// standBy keeps an answer to pods' queries, where our units run; nil elsewhere.
+// It is over when a rollback is: then nobody asks any more.
+func (a *app) standBy(p *plans) (func(ctx context.Context), error) {
+	d, err := a.durableDeps(a.logger())
+	if err != nil || !a.hasUnits(d) {
+		return nil, err
+	}
+	gate := p.gate()
+	return func(ctx context.Context) {
+		bus := new(systemd.Bus)
+		defer bus.Close()
+		standby.Run(ctx, standby.Deps{
+			Systemd: standby.Units{Bus: bus},
+			Dir:     fsys.Dir(d.RunDir),
+			Wanted: func() (bool, error) {
+				phase, err := gate.Phase()
+				return phase != host.Finished, err
+			},
+			Log: a.logger(),
+			Now: time.Now,
+		})
+	}, nil
 }
 
 // guardable is the configuration. One that is broken must not keep a rollback
