@@ -51,6 +51,26 @@ func nodeWith(t *testing.T, files map[string]string, argv *[]string) *plans {
 // wanted is what those nodes are to become.
 var wanted = kubelet.Want{Addresses: []netip.Addr{oursForTest}}
 
+// nodeWithUnits is a node where our units are installed too, and nothing runs.
+func nodeWithUnits(t *testing.T) *plans {
+	t.Helper()
+	p := nodeWith(t, map[string]string{
+		"usr/bin/nodelocaldns":                   "",
+		"usr/bin/nodelocaldns-relay":             "",
+		"usr/lib/systemd/system/kubelet.service": "[Service]\nExecStart=/usr/bin/kubelet --cluster-dns=10.96.0.10\n",
+	}, new([]string))
+	root := p.node.Tree.String()
+	for _, name := range []string{"usr/bin/nodelocaldns", "usr/bin/nodelocaldns-relay"} {
+		if err := os.Chmod(filepath.Join(root, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d := host.RootDeps(root, slog.New(slog.DiscardHandler))
+	d.Verify = nil
+	p.durable = host.NewDurable(host.DurableConfig{Units: &units.Settings{}, Kubelet: &wanted}, d)
+	return p
+}
+
 // running is systemd with a kubelet that runs, and reads its files when it is
 // started.
 type running struct {
@@ -210,6 +230,52 @@ func TestAnApplyThatARollbackOvertakesLeavesTheKubeletAlone(t *testing.T) {
 	}
 }
 
+// apply --step of something else clears the off switch of a rollback, and may be
+// followed by a boot.
+func TestAnApplyOfOtherStepsIsNoYesToTheKubelet(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		off   bool // a rollback was asked for before
+		steps []string
+		want  string // what the next boot says
+	}{
+		{"another step, after a rollback", true, []string{"unit"}, "the last apply refused to change the kubelet: it was not asked to"},
+		{"the kubelet too, after a rollback", true, []string{"unit", "kubelet"}, ""},
+		{"all, after a rollback", true, nil, ""},
+		{"another step", false, []string{"unit"}, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := nodeWithUnits(t)
+			if tt.off {
+				if _, err := p.Rollback(t.Context(), nil, nil, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			all, err := p.Check(t.Context())
+			if err == nil {
+				err = p.Apply(t.Context(), tt.steps, all)
+			}
+			if off, oerr := p.Off(); err != nil || oerr != nil || off {
+				t.Fatalf("%v, %v; off %t", err, oerr, off)
+			}
+			said := ""
+			if err := p.durable.Boot(t.Context(), kubeletNoun); err != nil {
+				said = err.Error()
+			}
+			if said != tt.want {
+				t.Errorf("the next boot: %q, want %q", said, tt.want)
+			}
+			after, err := p.Check(t.Context())
+			if st := statusOfStep(after, kubelet.StepName); err != nil || st.Ours != (tt.want == "") {
+				t.Errorf("the kubelet's file: %+v, %v", st, err)
+			}
+			if err := p.Apply(t.Context(), nil, after); err != nil || p.durable.Refused() != nil {
+				t.Errorf("the next apply of all: %v, %v", err, p.durable.Refused())
+			}
+		})
+	}
+}
+
 func TestARollbackThatFailsSaysWhetherPodsAreStillSentToUs(t *testing.T) {
 	everything := func([]netip.Addr) bool { return true }
 	for _, tt := range []struct {
@@ -308,22 +374,7 @@ func TestResumeBringsARestartToItsEndAndSaysWhatBecameOfIt(t *testing.T) {
 // The resolver starts the unit for the boot, and pods may ask it as soon as its
 // sockets are there.
 func TestNoBootSendsPodsToUsBeforeTheyWereAskedFrom(t *testing.T) {
-	p := nodeWith(t, map[string]string{
-		"usr/bin/nodelocaldns":                   "",
-		"usr/bin/nodelocaldns-relay":             "",
-		"usr/lib/systemd/system/kubelet.service": "[Service]\nExecStart=/usr/bin/kubelet --cluster-dns=10.96.0.10\n",
-	}, new([]string))
-	root := p.node.Tree.String()
-	for _, name := range []string{"usr/bin/nodelocaldns", "usr/bin/nodelocaldns-relay"} {
-		if err := os.Chmod(filepath.Join(root, name), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	d := host.RootDeps(root, slog.New(slog.DiscardHandler))
-	d.Verify = nil
-	p.durable = host.NewDurable(host.DurableConfig{
-		Units: &units.Settings{}, Kubelet: &kubelet.Want{Addresses: []netip.Addr{netip.MustParseAddr("169.254.20.10")}},
-	}, d)
+	p := nodeWithUnits(t)
 	var boot error
 	p.canary = func(ctx context.Context, _ bool) error {
 		boot = p.durable.Boot(ctx, kubeletNoun)

@@ -188,7 +188,7 @@ func (a *app) canaryBefore(ctx context.Context, cfg config.Config, runs bool) er
 		return nil
 	}
 	if cfg.Cluster.Auto {
-		a.awaitKubeDNS(ctx)
+		awaitKubeDNS(ctx, func(ctx context.Context) resolverStatus { return askControl(ctx, a.runDir) })
 	}
 	a.note("canary: asking from the pods that run")
 	r, _, err := a.canary(ctx, cfg, probeNames{external: external})
@@ -209,15 +209,24 @@ func (a *app) canaryBefore(ctx context.Context, cfg config.Config, runs bool) er
 	return nil
 }
 
-// awaitKubeDNS waits for a while until the resolver knows kube-dns: it has just
-// been started, or the node has, and guard finds out within seconds.
-func (a *app) awaitKubeDNS(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+const (
+	// kubeDNSWithin is how long a canary waits until the resolver knows kube-dns.
+	// Who has just been started, or the node with it, is told by guard within
+	// seconds.
+	kubeDNSWithin = 15 * time.Second
+
+	// kubeDNSEvery is how often the resolver is asked meanwhile.
+	kubeDNSEvery = 500 * time.Millisecond
+)
+
+// awaitKubeDNS waits for a while until the resolver that runs knows kube-dns.
+func awaitKubeDNS(ctx context.Context, ask func(context.Context) resolverStatus) {
+	ctx, cancel := context.WithTimeout(ctx, kubeDNSWithin)
 	defer cancel()
-	tick := time.NewTicker(500 * time.Millisecond)
+	tick := time.NewTicker(kubeDNSEvery)
 	defer tick.Stop()
 	for {
-		rs := askControl(ctx, a.runDir)
+		rs := ask(ctx)
 		if !rs.Running || rs.Config == nil || len(rs.Config.ClusterDNS) > 0 {
 			return // what is wrong else is said by the canary
 		}

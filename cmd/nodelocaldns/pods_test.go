@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"nodelocaldns/host/pods"
 )
@@ -58,6 +60,49 @@ func TestARollbackTakesNothingFromPodsUnlessItIsTold(t *testing.T) {
 			if len(left) != tt.left || text != tt.err || !strings.Contains(stderr.String(), tt.said) {
 				t.Errorf("left %v, error %q, said %q", left, text, &stderr)
 			}
+		})
+	}
+}
+
+func TestACanaryWaitsUntilTheResolverKnowsKubeDNS(t *testing.T) {
+	knows := func(after time.Duration) func(time.Duration) resolverStatus {
+		return func(at time.Duration) resolverStatus {
+			rs := resolverStatus{Running: true, Config: &configFacts{}}
+			if at >= after {
+				rs.Config.ClusterDNS = []netip.AddrPort{netip.MustParseAddrPort("10.96.0.10:53")}
+			}
+			return rs
+		}
+	}
+	for _, tt := range []struct {
+		name     string
+		resolver func(at time.Duration) resolverStatus
+		stop     time.Duration // when somebody stops the command; 0: nobody does
+		want     time.Duration
+	}{
+		{"it knows", knows(0), 0, 0},
+		{"guard has just told it", knows(3200 * time.Millisecond), 0, 3500 * time.Millisecond},
+		{"it is never told", knows(time.Hour), 0, 15 * time.Second},
+		{"it is never told, and somebody stops us", knows(time.Hour), 2200 * time.Millisecond, 2200 * time.Millisecond},
+		{"no resolver runs", func(time.Duration) resolverStatus { return resolverStatus{Why: "no resolver"} }, 0, 0},
+		{"it ends meanwhile", func(at time.Duration) resolverStatus {
+			return resolverStatus{Running: at < time.Second, Config: &configFacts{}}
+		}, 0, time.Second},
+		{"one that says nothing of its configuration", func(time.Duration) resolverStatus { return resolverStatus{Running: true} }, 0, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, begin := t.Context(), time.Now()
+				if tt.stop > 0 {
+					var cancel context.CancelFunc
+					ctx, cancel = context.WithTimeout(ctx, tt.stop)
+					defer cancel()
+				}
+				awaitKubeDNS(ctx, func(context.Context) resolverStatus { return tt.resolver(time.Since(begin)) })
+				if took := time.Since(begin); took != tt.want {
+					t.Errorf("waited for %s, want %s", took, tt.want)
+				}
+			})
 		})
 	}
 }
