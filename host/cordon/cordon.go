@@ -142,7 +142,7 @@ func (w *Window) keepAway(ctx context.Context, since time.Time) error {
 	if err != nil {
 		return w.without(ctx, err)
 	}
-	cordon, evict, why := drain.Decide(w.cfg.Mode, w.last.KubeletVersion, true)
+	cordon, evict, why := drain.Decide(w.cfg.Mode, w.last.KubeletVersion)
 	w.cfg.Log.Debug("deciding what the cluster sees of the restart", "cordon", cordon, "evict", evict, "why", why)
 	stay := pods
 	var sorted drain.Sorting

@@ -49,18 +49,15 @@ func ParseMode(text string) (Mode, error) {
 var keepsReady = version.MajorMinor(1, 35)
 
 // Decide says what is done to the pods of a node before its kubelet restarts,
-// and why, as one line for plan and logs. kubeletVersion is as the node reports
-// it, such as "v1.34.4" or "v1.33.1-eks-1a2b3c4"; api says that the API server
-// can be asked. Without it nothing can be done, whatever the mode.
-func Decide(mode Mode, kubeletVersion string, api bool) (cordon, evict bool, why string) {
-	switch {
-	case mode == Never:
+// and why, as one line for logs. kubeletVersion is as the node reports it, such
+// as "v1.34.4" or "v1.33.1-eks-1a2b3c4".
+func Decide(mode Mode, kubeletVersion string) (cordon, evict bool, why string) {
+	switch mode {
+	case Never:
 		return false, false, "nothing is done to the pods, as --drain never says"
-	case !api:
-		return false, false, "without an API server the node cannot be cordoned: the kubelet is restarted as it is"
-	case mode == Cordon:
+	case Cordon:
 		return true, false, "no new pods come meanwhile, as --drain cordon says"
-	case mode == Drain:
+	case Drain:
 		return true, true, "the pods are evicted first, as --drain drain says"
 	}
 	v, err := version.ParseGeneric(kubeletVersion)

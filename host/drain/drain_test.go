@@ -17,28 +17,18 @@ func TestTheVersionDecidesUnlessTheUserDoes(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, version := range []string{"v1.34.4", "v1.35.0"} {
-			for _, api := range []bool{true, false} {
-				cordon, evict, why := drain.Decide(m, version, api)
-				fmt.Fprintf(&got, "%-6s %s api=%-5t cordon=%-5t evict=%-5t %s\n", mode, version, api, cordon, evict, why)
-			}
+			cordon, evict, why := drain.Decide(m, version)
+			fmt.Fprintf(&got, "%-6s %s cordon=%-5t evict=%-5t %s\n", mode, version, cordon, evict, why)
 		}
 	}
-	const want = `auto   v1.34.4 api=true  cordon=true  evict=false no new pods come meanwhile: pods are not ready for a moment when a kubelet v1.34.4 restarts
-auto   v1.34.4 api=false cordon=false evict=false without an API server the node cannot be cordoned: the kubelet is restarted as it is
-auto   v1.35.0 api=true  cordon=false evict=false pods stay ready while a kubelet v1.35.0 restarts
-auto   v1.35.0 api=false cordon=false evict=false without an API server the node cannot be cordoned: the kubelet is restarted as it is
-never  v1.34.4 api=true  cordon=false evict=false nothing is done to the pods, as --drain never says
-never  v1.34.4 api=false cordon=false evict=false nothing is done to the pods, as --drain never says
-never  v1.35.0 api=true  cordon=false evict=false nothing is done to the pods, as --drain never says
-never  v1.35.0 api=false cordon=false evict=false nothing is done to the pods, as --drain never says
-cordon v1.34.4 api=true  cordon=true  evict=false no new pods come meanwhile, as --drain cordon says
-cordon v1.34.4 api=false cordon=false evict=false without an API server the node cannot be cordoned: the kubelet is restarted as it is
-cordon v1.35.0 api=true  cordon=true  evict=false no new pods come meanwhile, as --drain cordon says
-cordon v1.35.0 api=false cordon=false evict=false without an API server the node cannot be cordoned: the kubelet is restarted as it is
-drain  v1.34.4 api=true  cordon=true  evict=true  the pods are evicted first, as --drain drain says
-drain  v1.34.4 api=false cordon=false evict=false without an API server the node cannot be cordoned: the kubelet is restarted as it is
-drain  v1.35.0 api=true  cordon=true  evict=true  the pods are evicted first, as --drain drain says
-drain  v1.35.0 api=false cordon=false evict=false without an API server the node cannot be cordoned: the kubelet is restarted as it is
+	const want = `auto   v1.34.4 cordon=true  evict=false no new pods come meanwhile: pods are not ready for a moment when a kubelet v1.34.4 restarts
+auto   v1.35.0 cordon=false evict=false pods stay ready while a kubelet v1.35.0 restarts
+never  v1.34.4 cordon=false evict=false nothing is done to the pods, as --drain never says
+never  v1.35.0 cordon=false evict=false nothing is done to the pods, as --drain never says
+cordon v1.34.4 cordon=true  evict=false no new pods come meanwhile, as --drain cordon says
+cordon v1.35.0 cordon=true  evict=false no new pods come meanwhile, as --drain cordon says
+drain  v1.34.4 cordon=true  evict=true  the pods are evicted first, as --drain drain says
+drain  v1.35.0 cordon=true  evict=true  the pods are evicted first, as --drain drain says
 `
 	if got.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", &got, want)
@@ -51,7 +41,7 @@ func TestVersionsAreReadAsVendorsWriteThem(t *testing.T) {
 		"v1.35.1": false, "v1.35.0+rke2r1": false, "v1.35.3-eks-1a2b3c4": false, "v1.100.0": false, "v2.0.0": false,
 		"": true, "unknown": true,
 	} {
-		if got, _, why := drain.Decide(drain.Auto, version, true); got != cordon {
+		if got, _, why := drain.Decide(drain.Auto, version); got != cordon {
 			t.Errorf("%q: cordon is %t: %s", version, got, why)
 		}
 	}

@@ -392,8 +392,8 @@ func (h *Held) Release(ctx context.Context) error {
 	return fmt.Errorf("giving lease %s/%s back: %w", Namespace, h.name, err)
 }
 
-// Leave ends the renewals and leaves the Lease as it is: for a node that stays
-// cordoned, which is to count until somebody has mended it.
+// Leave ends the renewals and leaves the Lease as it is, as the end of this
+// process does: a node that stays cordoned goes on to count.
 func (h *Held) Leave() {
 	h.stop()
 	<-h.done
