@@ -42,7 +42,7 @@ test: ## runs all tests with the race detector (as root also those on real inter
 test-cluster: ## runs the tests on booted nodes: systemd, containerd, kubelet, API server (root; builds them once)
 	@test/setup.sh node
 	export NODELOCALDNS_TEST_NODE=$$(test/node/build.sh)
-	CGO_ENABLED=0 go test -count=1 -timeout=15m -parallel=6 ./test/node/...
+	CGO_ENABLED=0 go test -count=1 -timeout=15m -parallel=8 ./test/node/...
 
 check: ## does what CI does: lint, run, test and test-cluster, where a skipped test is a failure
 	@$(MAKE) lint

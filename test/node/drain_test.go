@@ -507,7 +507,7 @@ func TestADrainThatABudgetStopsChangesNothing(t *testing.T) {
 	kubelet, pods := started(t, n), podsOf(t, n.cluster, app)
 
 	said := begin(t, n, "apply", "--drain", "drain", "--timeout", "5s").ends(1)
-	contains(t, "apply", said, "error: ", "1 of 1 pods are left after 5s: default/"+app+"-", "is kept by PodDisruptionBudget "+app,
+	contains(t, "apply", said, "error: ", "1 of 1 pod is left after 5s: default/"+app+"-", "is kept by PodDisruptionBudget "+app,
 		"hint: kubectl -n default describe pdb "+app)
 	ends(t, "after the timeout", n, asBeforeUs)
 	if got := started(t, n); got != kubelet {
@@ -725,10 +725,9 @@ func cutOff(t *testing.T, n *Node) (end func()) {
 	return func() { t.Helper(); output(t, n, append([]string{"iptables", "--delete"}, rule...)...) }
 }
 
-func TestANodeWithoutAnAPIServer(t *testing.T) {
+func TestANodeWithoutAnAPIServerIsNotCordoned(t *testing.T) {
 	t.Parallel()
 	n := bootWith(t, quick)
-
 	end := cutOff(t, n)
 	said := begin(t, n, "apply", "--drain", "drain").ends(1)
 	contains(t, "apply --drain drain", said, "error: window/kubelet: open: the node cannot be cordoned: ", "hint: --drain never ")
@@ -736,17 +735,21 @@ func TestANodeWithoutAnAPIServer(t *testing.T) {
 	contains(t, "apply", said, "no API server: the kubelet is restarted without a cordon", "the kubelet is back")
 	end()
 	ends(t, "a node that was restarted without an API server", n, withUs)
+}
 
-	w := begin(t, n, append([]string{"rollback", "--drain=cordon", "--timeout=5s"}, theRest...)...)
+func TestANodeThatLosesTheAPIServerIsUncordonedWhenItIsBack(t *testing.T) {
+	t.Parallel()
+	n := bootWith(t, quick)
+	w := begin(t, n, "apply", "--drain=cordon", "--timeout=5s")
 	w.says("restarting the kubelet")
-	end = cutOff(t, n)
-	said = w.ends(1) // Close asks for a minute
-	contains(t, "rollback", said, "the API server does not answer: that the kubelet is well is known from the node alone",
+	end := cutOff(t, n)
+	said := w.ends(1) // Close asks for a minute
+	contains(t, "apply", said, "the API server does not answer: that the kubelet is well is known from the node alone",
 		"error: window/kubelet: close: uncordoning the node: ", "hint: nodelocaldns apply --resume does it when the API server answers")
 	end()
-	ends(t, "a node that could not be uncordoned", n, outcome{Cordoned: true, Marked: true, Open: true})
+	ends(t, "a node that could not be uncordoned", n, outcome{Cordoned: true, Marked: true, Open: true, Asks: withUs.Asks})
 	begin(t, n, "apply", "--resume").ends(0)
-	ends(t, "a node that is uncordoned later", n, asBeforeUs)
+	ends(t, "a node that is uncordoned later", n, withUs)
 }
 
 // kill9 kills a process of the control plane and returns what starts it again.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"math"
 	"os"
 	"path"
 	"path/filepath"
@@ -214,26 +215,45 @@ func killedAt(t *testing.T, n *Node, number int, args ...string) (writes []strin
 	return k.writes, killed
 }
 
-// killedAtEach gives f the numbers of writes to kill something at, one after the
-// other, until it says that there was nothing to kill any more. They are dealt
-// out to nodes that work in parallel, as subtests: they begin when t returns.
-func killedAtEach(t *testing.T, nodes int, node func(t *testing.T, i int) *Node, f func(t *testing.T, n *Node, number int) (killed bool)) {
-	t.Helper()
-	var number atomic.Int64
-	for i := range nodes {
-		t.Run(fmt.Sprint("node ", i+1), func(t *testing.T) {
-			t.Parallel()
-			for n := node(t, i); f(t, n, int(number.Add(1))); {
-			}
-		})
-	}
-}
-
 // What is killed here, and what comes after it.
 var (
 	cordonedApply    = []string{"apply", "--drain=cordon"}
 	cordonedRollback = append([]string{"rollback", "--drain=cordon"}, theRest...)
 )
+
+// killedAtEach has f kill apply at each of its writes, by its number, on nodes
+// that node returns, on which our units are. They work in parallel, in subtests
+// that begin when t returns.
+func killedAtEach(t *testing.T, nodes int, node func(t *testing.T, i int) *Node, f func(t *testing.T, n *Node, number int) (killed bool)) {
+	t.Helper()
+	var number, last atomic.Int64
+	last.Store(math.MaxInt64)
+	for i := range nodes {
+		t.Run(fmt.Sprint("node ", i+1), func(t *testing.T) {
+			t.Parallel()
+			n := node(t, i)
+			// One of them finds out how many there are.
+			if i == 0 {
+				writes, _ := killedAt(t, n, math.MaxInt, cordonedApply...)
+				begin(t, n, cordonedRollback...).ends(0)
+				all := strings.Join(writes, "\n")
+				t.Logf("apply writes %d times:\n%s", len(writes), all)
+				contains(t, "apply", all, "=journal.json (kubelet opening)", "=journal.json (kubelet opened)", "+99-nodelocaldns.conf",
+					"=journal.json (kubelet opened) (kubelet/cluster-dns true)", "=journal.json (kubelet settled)", "=journal.json (kubelet/cluster-dns true)")
+				last.Store(int64(len(writes)))
+			}
+			for {
+				now := number.Add(1)
+				if now > last.Load() {
+					return
+				}
+				if !f(t, n, int(now)) {
+					t.Errorf("apply came to its end before its write %d", now)
+				}
+			}
+		})
+	}
+}
 
 // worn returns a node on which apply and rollback have been: all that they write
 // from then on is the window's.
@@ -252,11 +272,6 @@ func TestAWindowThatIsKilledAtAnyWriteIsClosedByARollback(t *testing.T) {
 		writes, killed := killedAt(t, n, number, cordonedApply...)
 		begin(t, n, cordonedRollback...).ends(0)
 		ends(t, fmt.Sprintf("apply, killed at write %d, %s, and rollback", number, writes[len(writes)-1]), n, asBeforeUs)
-		if all := strings.Join(writes, "\n"); !killed {
-			t.Logf("apply writes %d times:\n%s", len(writes), all)
-			contains(t, "apply", all, "=journal.json (kubelet opening)", "=journal.json (kubelet opened)", "+99-nodelocaldns.conf",
-				"=journal.json (kubelet opened) (kubelet/cluster-dns true)", "=journal.json (kubelet settled)", "=journal.json (kubelet/cluster-dns true)")
-		}
 		return killed
 	})
 }

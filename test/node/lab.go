@@ -6,7 +6,8 @@
 // All of it lives in a lab: namespaces for processes, mounts and network that
 // end with the process that made them, control groups, and one directory.
 // Nothing of it can be seen in the network of the machine, and two labs do not
-// know of each other.
+// know of each other. As long as there is a lab, the machine allows more
+// instances of inotify(7) than it does by default.
 //
 // build.sh makes what the nodes consist of; the variable [Layers] says where
 // that is. Seen to work on Linux 6.18 with control groups of version 1 and
@@ -22,6 +23,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -60,12 +63,13 @@ func Main(f func() int) int {
 	if os.Geteuid() != 0 {
 		return complain(errors.New("making a lab: needs root"))
 	}
-	dir, err := newLab(filepath.Join(filepath.Dir(layers), "run"))
+	all := filepath.Join(filepath.Dir(layers), "run")
+	dir, err := newLab(all)
 	if err != nil {
 		return complain(fmt.Errorf("making a lab: %w", err))
 	}
 	code, err := keep(dir)
-	if err := errors.Join(err, removeLab(dir)); err != nil {
+	if err := errors.Join(err, removeLab(dir), leave(all)); err != nil {
 		return complain(err)
 	}
 	return code
@@ -86,12 +90,11 @@ func newLab(dir string) (string, error) {
 		return "", err
 	}
 	defer unlock(dir)
-	labs, err := os.ReadDir(dir)
+	labs, err := labsIn(dir)
 	if err != nil {
 		return "", err
 	}
-	for _, l := range labs {
-		stale := filepath.Join(dir, l.Name())
+	for _, stale := range labs {
 		if taken, err := lock(stale, unix.LOCK_NB); err != nil || !taken {
 			continue
 		}
@@ -99,12 +102,72 @@ func newLab(dir string) (string, error) {
 			return "", err
 		}
 	}
+	if err := allowInotify(dir); err != nil {
+		return "", err
+	}
 	lab, err := os.MkdirTemp(dir, "lab")
 	if err != nil {
 		return "", err
 	}
 	_, err = lock(lab, unix.LOCK_NB)
 	return lab, err
+}
+
+// labsIn are the directories of all labs, of the dead too.
+func labsIn(dir string) ([]string, error) { return filepath.Glob(filepath.Join(dir, "lab*")) }
+
+// leave gives back what the labs below dir have in common, if this was the last.
+func leave(dir string) error {
+	if _, err := lock(dir, 0); err != nil {
+		return err
+	}
+	defer unlock(dir)
+	labs, err := labsIn(dir)
+	if err != nil || len(labs) > 0 {
+		return err
+	}
+	return forbidInotify(dir)
+}
+
+// A node has about 16 instances of inotify(7). All nodes have them from the
+// machine's root, who has 128 by default: enough for seven. wanted is for many.
+const (
+	inotify = "/proc/sys/fs/inotify/max_user_instances"
+	wanted  = 1024
+)
+
+// allowInotify lets there be more instances, and keeps in dir how many there
+// were allowed before. Where that is not to be changed, it is left at that.
+func allowInotify(dir string) error {
+	was, err := os.ReadFile(inotify)
+	if err != nil {
+		return err
+	}
+	if n, err := strconv.Atoi(strings.TrimSpace(string(was))); err != nil || n >= wanted {
+		return err
+	}
+	kept := filepath.Join(dir, filepath.Base(inotify))
+	if err := os.WriteFile(kept, was, 0o600); err != nil {
+		return err
+	}
+	if err := os.WriteFile(inotify, []byte(strconv.Itoa(wanted)), 0); errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
+		return os.Remove(kept)
+	} else if err != nil {
+		return err
+	}
+	return nil
+}
+
+// forbidInotify is as before allowInotify.
+func forbidInotify(dir string) error {
+	kept := filepath.Join(dir, filepath.Base(inotify))
+	was, err := os.ReadFile(kept)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	return errors.Join(os.WriteFile(inotify, was, 0), os.Remove(kept))
 }
 
 // locks are the directories that this process has locked. They close when it
