@@ -15,6 +15,7 @@ import (
 
 	"nodelocaldns/host"
 	"nodelocaldns/host/engine"
+	"nodelocaldns/host/standby"
 )
 
 // watchEvery is the pace of status --watch.
@@ -26,9 +27,11 @@ type statusJSON struct {
 	Off            bool           `json:"off"`             // a rollback was asked for: guard leaves the node alone
 	Rollback       string         `json:"rollback"`        // how far it is: not asked for, unfinished, draining, finished
 	RestartPending bool           `json:"restart_pending"` // the running kubelet has not read its files since they changed
+	Refused        string         `json:"refused"`         // why no boot sends pods to us, if the last apply has refused to
 	Pods           []podJSON      `json:"pods"`            // that name us
 	Steps          []statusStep   `json:"steps"`
 	Resolver       resolverStatus `json:"resolver"`
+	Standby        *standby.State `json:"standby"` // the resolver has failed and the relay answers; else null
 }
 
 type statusStep struct {
@@ -46,8 +49,9 @@ func (a *app) statusCommand() *cobra.Command {
 		Use:   "status",
 		Short: "what is ours, since when, what drifted; the resolver's figures",
 		Long: `What is ours, since when, what drifted; the resolver's figures.
-Exit 0: as we left it; 3: something drifted; 1: an error, or something is
-blocked or cannot be seen. With --watch, 0 when interrupted.`,
+Exit 0: as we left it; 3: something drifted; 1: an error, the resolver has
+failed, or something is blocked or cannot be seen. With --watch, 0 when
+interrupted.`,
 		Args: args(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := a.config()
@@ -100,11 +104,18 @@ func (a *app) status(ctx context.Context, p *plans, asJSON, compact bool) error 
 		return err
 	}
 	off, oerr := p.Off()
+	w, werr := a.standing(ctx)
 	rs := resolverStatus{Why: "not asked below --root"}
-	if a.rootDir == "" {
+	if a.rootDir == "" && !w.quiet() {
 		rs = askControl(ctx, a.runDir)
 	}
-	out := statusOf(all, off, rs)
+	out := statusOf(all, off, w.correct(rs))
+	out.Standby = w.outage
+	refused := p.durable.Refused()
+	if errors.Is(refused, host.ErrRefused) {
+		out.Refused = strings.TrimPrefix(refused.Error(), host.ErrRefused.Error()+": ")
+		refused = nil
+	}
 	r := p.restartPending(ctx)
 	out.RestartPending = r != nil
 	perr := p.statusOfPods(ctx, &out)
@@ -113,9 +124,9 @@ func (a *app) status(ctx context.Context, p *plans, asJSON, compact bool) error 
 			return err
 		}
 	} else {
-		a.printStatus(out, time.Now(), r)
+		a.printStatus(out, time.Now(), r, w)
 	}
-	if err := errors.Join(err, oerr, perr, a.troubles(all)); err != nil {
+	if err := errors.Join(err, oerr, perr, werr, refused, a.troubles(all), w.trouble()); err != nil {
 		return err
 	}
 	if out.Drift {
@@ -160,7 +171,7 @@ func statusOf(all []engine.Status, off bool, rs resolverStatus) statusJSON {
 	return out
 }
 
-func (a *app) printStatus(s statusJSON, now time.Time, r *host.Restart) {
+func (a *app) printStatus(s statusJSON, now time.Time, r *host.Restart, w standing) {
 	var rows [][]string
 	for _, st := range s.Steps {
 		state, ours := st.State, "not ours"
@@ -177,7 +188,11 @@ func (a *app) printStatus(s statusJSON, now time.Time, r *host.Restart) {
 	if r != nil {
 		a.print("restart pending: %s\n", r.Why)
 	}
+	if s.Refused != "" {
+		a.print("refused: %s; no boot changes the kubelet before the next apply\n", s.Refused)
+	}
 	a.printResolver(s.Resolver)
+	a.printRelay(w.relay(now), s.Resolver.Relay, now)
 }
 
 // printRollback says how far a rollback is that was asked for, and what pods
@@ -226,6 +241,27 @@ func (a *app) printResolver(r resolverStatus) {
 		rows = append(rows, []string{"  upstream", u.Server.String(), u.Proto, health, fmt.Sprintf("%d asked, %d without a reply, %s on average", u.Queries, u.Errors, mean)})
 	}
 	a.table(rows, 1)
+}
+
+// printRelay says what the relay does, where it does anything.
+func (a *app) printRelay(line string, r *relayStatus, now time.Time) {
+	if line == "" && r != nil {
+		line = fmt.Sprintf("answers for %s, pid %d", ago(now.Sub(r.Since)), r.PID)
+	}
+	if line != "" {
+		a.print("relay: %s\n", line)
+	}
+	if r == nil {
+		return
+	}
+	kubeDNS := "none"
+	if words := addressWords(r.Servers); words != "" {
+		kubeDNS = words
+	}
+	a.table([][]string{
+		{"  kube-dns", fmt.Sprintf("%s (%s)", kubeDNS, r.Source)},
+		{"  queries", fmt.Sprintf("%d; %d answered SERVFAIL", r.Queries, r.ServFails)},
+	}, 1)
 }
 
 // addressWords are addresses with blanks between them.

@@ -77,8 +77,8 @@ type Unit struct {
 	Job    bool   // something is queued for it
 }
 
-// up says that it serves.
-func (u Unit) up() bool {
+// Up says that it serves.
+func (u Unit) Up() bool {
 	return u.Active == "active" || u.Active == "reloading" || u.Active == "refreshing"
 }
 
@@ -253,7 +253,7 @@ func (m *Machine) observe(s Snapshot) {
 		}
 	}
 	m.restarts = r.Restarts
-	if r.up() || r.Ready != m.ready {
+	if r.Up() || r.Ready != m.ready {
 		m.base = r.Restarts
 	}
 	m.ready = r.Ready
@@ -261,10 +261,10 @@ func (m *Machine) observe(s Snapshot) {
 		m.deaths = m.deaths[1:]
 	}
 	switch {
-	case r.up() && s.At-r.Ready >= settle:
+	case r.Up() && s.At-r.Ready >= settle:
 		m.cause = ""
 	case r.Result != "" && r.Result != "success" && (r.Result != "start-limit-hit" || m.cause == ""):
-		m.cause = words(r)
+		m.cause = r.Ended()
 	}
 	switch {
 	case r.Active == "activating":
@@ -274,15 +274,16 @@ func (m *Machine) observe(s Snapshot) {
 		m.ending = false
 	case r.Active == "deactivating":
 		m.ending = m.ending || r.Job
-	case r.up():
+	case r.Up():
 		m.late, m.ending = false, false
 	default:
 		m.late = false
 	}
 }
 
-// words say how the resolver ended, as systemd does.
-func words(r Resolver) string {
+// Ended is how it ended last, as systemd calls it: exit-code 1, signal KILL,
+// oom-kill, watchdog, …; success for nothing.
+func (r Resolver) Ended() string {
 	switch r.Result {
 	case "exit-code":
 		return fmt.Sprintf("%s %d%s", r.Result, r.Status, ofSystemd[r.Status])
@@ -333,7 +334,7 @@ func (t *turn) ask(a Action) []Action {
 // ready, it is looked at again when it has.
 func (t *turn) well() bool {
 	r := t.s.Resolver
-	if !r.up() {
+	if !r.Up() {
 		return false
 	}
 	if t.s.At-r.Ready < settle {
@@ -388,11 +389,11 @@ func (t *turn) stop() bool {
 	case t.well(): // before the relay was
 		t.back()
 		return true
-	case t.asked != 0 && r.up() && r.Ready > t.asked: // it was stopped, and somebody has started it
+	case t.asked != 0 && r.Up() && r.Ready > t.asked: // it was stopped, and somebody has started it
 		t.outage.Trial = true
 		t.stage, t.begun, t.entry = trying, true, r.Restarts
 		return true
-	case t.s.Relay.up() && r.Active != "deactivating":
+	case t.s.Relay.Up() && r.Active != "deactivating":
 		if t.d.Actions = t.ask(StopResolver); t.d.Actions != nil {
 			t.asked = t.s.At
 		}
@@ -402,7 +403,7 @@ func (t *turn) stop() bool {
 
 func (t *turn) await() bool {
 	switch r := t.s.Resolver; {
-	case r.Active == "activating", r.up(): // somebody has started it
+	case r.Active == "activating", r.Up(): // somebody has started it
 		t.outage.Trial = true
 		t.stage, t.begun, t.entry = trying, true, r.Restarts
 		return true

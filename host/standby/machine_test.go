@@ -23,7 +23,7 @@ func FuzzAMachineTakesNoAnswerAway(f *testing.F) {
 			switch b >> 3 & 7 {
 			case 0, 1, 2:
 				u := states[b&7]
-				if u.up() && !s.Resolver.up() {
+				if u.Up() && !s.Resolver.Up() {
 					s.Resolver.Ready = s.At
 				}
 				if s.Resolver.Sub == "auto-restart" && u.Active != "inactive" {
@@ -43,9 +43,9 @@ func FuzzAMachineTakesNoAnswerAway(f *testing.F) {
 			o, out := m.Outage()
 			has := func(a Action) bool { return slices.Contains(d.Actions, a) }
 			switch {
-			case has(StopResolver) && !s.Relay.up():
+			case has(StopResolver) && !s.Relay.Up():
 				t.Fatalf("%v stops a resolver that has no relay: %+v", d.Actions, s)
-			case has(StopRelay) && !(s.Resolver.up() && s.At-s.Resolver.Ready >= settle):
+			case has(StopRelay) && !(s.Resolver.Up() && s.At-s.Resolver.Ready >= settle):
 				t.Fatalf("%v stops a relay that is needed: %+v", d.Actions, s)
 			case has(StopRelay) && (has(StartRelay) || has(StopResolver)), has(StartResolver) && has(StopResolver):
 				t.Fatalf("%v contradict each other", d.Actions)
@@ -81,7 +81,7 @@ func TestAnEndIsToldInSystemdsWords(t *testing.T) {
 		{"timeout", 15, "timeout"},
 		{"start-limit-hit", 0, "start-limit-hit"},
 	} {
-		if got := words(Resolver{Result: tt.result, Status: tt.status}); got != tt.want {
+		if got := (Resolver{Result: tt.result, Status: tt.status}).Ended(); got != tt.want {
 			t.Errorf("%s, %d: %s, want %s", tt.result, tt.status, got, tt.want)
 		}
 	}

@@ -123,7 +123,7 @@ func (r *runner) turn(ctx context.Context) time.Duration {
 		r.keep(&st, "")
 	case d.Absent != "":
 		r.keep(nil, d.Absent)
-	case s.Resolver.up():
+	case s.Resolver.Up():
 		r.keep(nil, "it is back")
 	default:
 		r.keep(nil, "it was stopped")

@@ -205,7 +205,7 @@ func (n *node) Do(_ context.Context, a Action) error {
 	n.note("guard: %s", a)
 	switch a {
 	case StartSocket:
-		if n.relay.state.up() {
+		if n.relay.state.Up() {
 			return errors.New("its service is active already")
 		}
 		n.socket.Active = "active"
@@ -267,7 +267,7 @@ func (p *program) to(active, sub string, job bool) {
 }
 
 func (p *program) begin(automatic bool) {
-	if p.state.up() || p.state.Active == "activating" && !automatic && p.state.Sub == "start" {
+	if p.state.Up() || p.state.Active == "activating" && !automatic && p.state.Sub == "start" {
 		return
 	}
 	now := time.Since(p.n.booted)
@@ -323,7 +323,7 @@ func (p *program) finish() {
 	case p.state.Sub == "auto-restart":
 		p.n.note("%s is stopped", p.name)
 		p.to("inactive", "dead", false)
-	case p.state.up(), p.state.Active == "activating":
+	case p.state.Up(), p.state.Active == "activating":
 		p.to("deactivating", "stop-sigterm", true)
 		p.later(min(p.stops, 10*time.Second), func() {
 			if p.stops >= 10*time.Second {
@@ -339,7 +339,7 @@ func (p *program) finish() {
 }
 
 func (p *program) again() {
-	if !p.state.up() {
+	if !p.state.Up() {
 		p.begin(false)
 		return
 	}
