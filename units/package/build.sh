@@ -22,8 +22,10 @@ stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
 
 # Symbols are for debuggers; panics and profiles name functions without them.
+buildvcs=auto
+[[ -z ${VERSION-} ]] || buildvcs=false
 for arch in amd64 arm64; do
-	CGO_ENABLED=0 GOOS=linux GOARCH=$arch GOAMD64=v1 GOARM64=v8.0 go build -trimpath -buildvcs="${VERSION:+false}" -ldflags='-s -w' \
+	CGO_ENABLED=0 GOOS=linux GOARCH=$arch GOAMD64=v1 GOARM64=v8.0 go build -trimpath -buildvcs=$buildvcs -ldflags='-s -w' \
 		-o "$stage/$arch/" ./cmd/nodelocaldns ./cmd/nodelocaldns-relay
 done
 
