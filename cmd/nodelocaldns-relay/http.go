@@ -14,9 +14,9 @@ import (
 	"time"
 )
 
-// Two pages of text need no net/http, which makes this program three times as
-// large: one request a connection, its header read and left alone, and one reply
-// with its length in front, as HTTP/1.0 has it (RFC 1945).
+// Two pages of text need no net/http, which makes this program twice as large: one
+// request a connection, its header read and left alone, and one reply with its
+// length in front, as HTTP/1.0 has it (RFC 1945).
 const (
 	// maxHeader is the longest request that is read.
 	maxHeader = 8 << 10

@@ -147,14 +147,14 @@ func (r *Relay) Ours(a netip.Addr) bool {
 }
 
 // Ask makes list the servers that are asked from now on, in order of preference.
-// Addresses of ours are left out. With none, all queries get SERVFAIL at once.
-// What was passed on before is still answered.
+// Addresses of ours, and those that are there already, are left out. With none,
+// all queries get SERVFAIL at once. What was passed on before is still answered.
 func (r *Relay) Ask(list []netip.AddrPort) {
 	r.asking.Lock()
 	defer r.asking.Unlock()
 	old, next := r.servers.Load(), &servers{}
 	for _, a := range list {
-		if r.Ours(a.Addr()) {
+		if r.Ours(a.Addr()) || next.find(a) != nil {
 			continue
 		}
 		s := old.find(a)

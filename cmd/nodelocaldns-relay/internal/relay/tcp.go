@@ -21,8 +21,9 @@ const (
 	// idleEnough is how long a client must have asked nothing to make room for
 	// another one when there are maxClients.
 	idleEnough = time.Second
-	// writeTimeout ends clients that do not read.
-	writeTimeout = 2 * time.Second
+	// writeTimeout ends clients that do not read. With Budget it bounds how long
+	// the end takes.
+	writeTimeout = time.Second
 	// maxPending bounds the queries of one client that are under way. Its next
 	// one is read when one of them is answered.
 	maxPending = 16

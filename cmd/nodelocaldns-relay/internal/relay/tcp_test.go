@@ -128,8 +128,8 @@ func TestAClientThatDoesNotReadHoldsUpNobody(t *testing.T) {
 			0s told 7 NOERROR a. 10.0.0.1`)
 		_ = quick.Close()
 		w.transcript(writeTimeout)
-		if _, err := io.ReadAll(slow); err != nil {
-			t.Errorf("got %v, want the slow one closed after %s", err, writeTimeout)
+		if rest, err := io.ReadAll(slow); err != nil || len(rest) > 0 {
+			t.Errorf("got %x, %v, want the slow one closed after %s", rest, err, writeTimeout)
 		}
 		if n := w.relay.clients.streamed; n != 0 {
 			t.Errorf("%d queries hold room", n)

@@ -46,6 +46,10 @@ func TestAQueryIsPassedOn(t *testing.T) {
 			0s 10.0.0.2:2 refuses a.
 			0s told 1 SERVFAIL a.
 			0s msg="kube-dns does not answer: clients get SERVFAIL" servers="10.0.0.1:53 10.0.0.2:53"`},
+		{"once to a server that is named twice", "10.0.0.1 10.0.0.1 10.0.0.2", "refuses", "answers", "a.", `
+			0s 10.0.0.1:1 refuses a.
+			0s 10.0.0.2:2 answers a.
+			0s told 1 NOERROR a. 10.0.0.2`},
 		{"to the third server when two refuse", "10.0.0.1 10.0.0.2 10.0.0.3", "refuses", "refuses", "a.", `
 			0s 10.0.0.1:1 refuses a.
 			0s 10.0.0.2:2 refuses a.
@@ -155,6 +159,45 @@ func TestTheServerThatAnsweredLastIsAskedFirst(t *testing.T) {
 			4s 10.0.0.2:4 refuses c.
 			4s 10.0.0.1:5 answers c.
 			4s told 3 NOERROR c. 10.0.0.1`)
+	})
+}
+
+// Nor does it cost a server its place that it was slow once.
+func TestALateReplyIsAnAnswerToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "10.0.0.1 10.0.0.2")
+		w.becomes("10.0.0.1", "answers-after=500ms answers")
+		w.becomes("10.0.0.2", "silent")
+		w.query(1, "a.")
+		w.expect(2*time.Second, `
+			0s 10.0.0.1:1 answers-after=500ms a.
+			400ms 10.0.0.2:2 silent a.
+			500ms told 1 NOERROR a. 10.0.0.1`)
+		w.query(2, "b.")
+		w.expect(2*time.Second, `
+			2s 10.0.0.1:3 answers b.
+			2s told 2 NOERROR b. 10.0.0.1`)
+	})
+}
+
+func TestAPortThatIsBrokenIsNotUsedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "10.0.0.1")
+		w.onePort = true
+		w.becomes("10.0.0.1", "unsendable answers")
+		w.query(1, "a.")
+		synctest.Wait()
+		w.query(2, "b.")
+		synctest.Wait()
+		w.query(3, "c.")
+		w.expect(0, `
+			0s 10.0.0.1:1 unsendable a.
+			0s 10.0.0.1:2 answers a.
+			0s told 1 NOERROR a. 10.0.0.1
+			0s 10.0.0.1:3 answers b.
+			0s told 2 NOERROR b. 10.0.0.1
+			0s 10.0.0.1:3 answers c.
+			0s told 3 NOERROR c. 10.0.0.1`)
 	})
 }
 
@@ -317,7 +360,7 @@ func TestOtherServersTakeOverWithoutALoss(t *testing.T) {
 		w.becomes("10.0.0.1", "silent")
 		w.query(1, "a.")
 		synctest.Wait()
-		w.ask("10.0.0.3 169.254.20.10 10.0.0.2")
+		w.ask("10.0.0.3 169.254.20.10 10.0.0.3 10.0.0.2")
 		w.query(2, "b.")
 		w.expect(2*time.Second, `
 			0s 10.0.0.1:1 silent a.
