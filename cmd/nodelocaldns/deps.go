@@ -7,6 +7,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -279,9 +280,22 @@ func watchdogInterval() time.Duration {
 	return every
 }
 
-// listenTCP listens where an HTTP endpoint is served.
-func listenTCP(addr string) (net.Listener, error) {
-	l, err := net.Listen("tcp", addr)
+// listenTCP listens where an HTTP endpoint is served; with free, whether the
+// address is on the node or not.
+func listenTCP(addr string, free bool) (net.Listener, error) {
+	lc := net.ListenConfig{Control: func(network, _ string, c syscall.RawConn) error {
+		if !free {
+			return nil
+		}
+		level, option := unix.SOL_IP, unix.IP_FREEBIND
+		if network == "tcp6" {
+			level, option = unix.SOL_IPV6, unix.IPV6_FREEBIND
+		}
+		var err error
+		cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, 1) })
+		return errors.Join(cerr, err)
+	}}
+	l, err := lc.Listen(context.Background(), "tcp", addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		if _, port, serr := net.SplitHostPort(addr); serr == nil {
 			if n, perr := strconv.ParseUint(port, 10, 16); perr == nil {

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -111,9 +113,17 @@ func (s *serving) endpoints(ctx context.Context, wg *sync.WaitGroup) *endpoints 
 	healthMux.HandleFunc("GET /ready", s.ready)
 	es := &endpoints{ctx: ctx, wg: wg, all: map[string]*endpoint{}, running: map[string]*at{}}
 	for name, h := range map[string]http.Handler{"metrics": metricsMux, "health": healthMux} {
-		es.all[name] = &endpoint{name, h, s.metrics.listenFailed.WithLabelValues(name), s.log, listenTCP}
+		es.all[name] = &endpoint{name, h, s.metrics.listenFailed.WithLabelValues(name), s.log, s.listenTCP}
 	}
 	return es
+}
+
+// listenTCP listens at addr. An address that we answer at may come later: guard
+// makes it, and nothing of ours waits for guard.
+func (s *serving) listenTCP(addr string) (net.Listener, error) {
+	at, err := netip.ParseAddrPort(addr)
+	ours := err == nil && slices.ContainsFunc(s.config.Load().resolver().Listen, func(l netip.AddrPort) bool { return l.Addr() == at.Addr() })
+	return listenTCP(addr, ours)
 }
 
 // set moves each endpoint to its address of cfg; one that is there already

@@ -24,6 +24,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"nodelocaldns/cmd/nodelocaldns/internal/config"
 	"nodelocaldns/host/engine"
 	"nodelocaldns/host/step"
 )
@@ -230,6 +231,21 @@ func TestTheHolderOfAPortIsNamed(t *testing.T) {
 	}
 }
 
+// Guard makes the address, and nothing waits for guard.
+func TestOurOwnAddressIsListenedAtBeforeItIsThere(t *testing.T) {
+	s := &serving{}
+	s.config.Store(&loaded{Config: config.Config{Listen: config.Listen{Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.1")}, Port: 53}}})
+	for addr, want := range map[string]error{"198.51.100.1:0": nil, "198.51.100.2:0": syscall.EADDRNOTAVAIL, ":0": nil} {
+		l, err := s.listenTCP(addr)
+		if err == nil {
+			_ = l.Close()
+		}
+		if !errors.Is(err, want) {
+			t.Errorf("%s: got %v, want %v", addr, err, want)
+		}
+	}
+}
+
 // Of the keys that say where something listens, the hint names those of the
 // socket that could not be made.
 func TestATakenEndpointIsToldByItsKeys(t *testing.T) {
@@ -238,7 +254,7 @@ func TestATakenEndpointIsToldByItsKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	second, err := listenTCP(l.Addr().String())
+	second, err := listenTCP(l.Addr().String(), false)
 	if err == nil {
 		_ = second.Close()
 	}
