@@ -148,10 +148,12 @@ func (Bus) Restart(ctx context.Context, unit string) (string, error) {
 	return job(ctx, systemd.Restart, unit)
 }
 
-// job queues a job and waits for its result. A stop that is queued, as when the
-// node goes down, is not to be cancelled for it.
+// job queues a job and waits for its result. What the kubelet wants is not started
+// with it: of ours, the unit that writes the kubelet's file would be, which waits for
+// the lock of who restarts the kubelet, and the kubelet for it. A stop of a node that
+// goes down is not cancelled for it, systemd sees to that.
 func job(ctx context.Context, v systemd.Verb, unit string) (string, error) {
 	var bus systemd.Bus
 	defer bus.Close()
-	return bus.Job(ctx, v, unit, systemd.Fail)
+	return bus.Job(ctx, v, unit, systemd.IgnoreRequirements)
 }

@@ -196,7 +196,7 @@ func (f *found) dropIn() (Change, error) {
 		return Change{}, err
 	}
 	from := f.cmd.Raw() + "\x00" + join(f.Base)
-	body := "[Service]\nExecStart=\nExecStart=" + text + "\n"
+	body := startsUs + "[Service]\nExecStart=\nExecStart=" + text + "\n"
 	c := Change{
 		Path:    name,
 		Content: withHeader(ByDropIn, "our address first in the kubelet's cluster DNS", from, []byte(body)),

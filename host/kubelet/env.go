@@ -9,11 +9,8 @@ import (
 	"unicode/utf8"
 
 	"nodelocaldns/host/unitfile"
+	"nodelocaldns/units"
 )
-
-// program is where a package puts us: a drop-in cannot find us by any other
-// means.
-const program = "/usr/bin/nodelocaldns"
 
 // The keys of other drop-ins after which ours must come: they could reset what
 // it adds.
@@ -93,18 +90,18 @@ func (f *found) envDropIn() (Change, error) {
 	if err != nil {
 		return Change{}, err
 	}
-	call := program + " kubelet-env"
+	call := units.Program + " kubelet-env"
 	if f.want.Config != "" {
 		if strings.ContainsAny(f.want.Config, "\"'\\$%; \t\n") {
 			return Change{}, refuse("give it a plain name", "the name of our configuration file cannot be put into a unit: %q", f.want.Config)
 		}
-		call = program + " --config " + f.want.Config + " kubelet-env"
+		call = units.Program + " --config " + f.want.Config + " kubelet-env"
 	}
-	body := fmt.Sprintf(`[Service]
+	body := startsUs + fmt.Sprintf(`[Service]
 # At each start of the kubelet: without our program, or when it is slow or in
 # doubt, there is no such file, and the kubelet starts as it always did.
 ExecStartPre=-/usr/bin/rm -f %s
-ExecStartPre=-/usr/bin/timeout 2 %s
+ExecStartPre=-/usr/bin/timeout -k 1 2 %s
 EnvironmentFile=-%s
 `, EnvFile, call, EnvFile)
 	c := Change{

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"nodelocaldns/host/fsys"
+	"nodelocaldns/units"
 )
 
 // EnvFile is where the back-end env leaves what it computed, until the node
@@ -89,6 +90,12 @@ func ourFile(data []byte) (mine, intact bool) {
 		rest = after
 	}
 }
+
+// startsUs is what our drop-ins for a unit begin with. Guard puts itself before the
+// kubelet, and nothing else of ours is waited for.
+const startsUs = `[Unit]
+# A kubelet that names us to pods brings us up, also where somebody has disabled us.
+Wants=` + units.Guard + " " + units.Socket + " " + units.Resolver + "\n\n"
 
 // isOurs says whether name is a file of ours, edited or not.
 func isOurs(tree fsys.Tree, name string) (bool, error) {

@@ -24,9 +24,9 @@ const (
 	isEKSSnap              // the snap of Ubuntu for EKS
 )
 
-// units are the units a kubelet may be in, in the order in which they are
+// kubelets are the units a kubelet may be in, in the order in which they are
 // looked for.
-var units = []struct {
+var kubelets = []struct {
 	name string
 	kind kind
 }{
@@ -84,10 +84,10 @@ var ErrNone error = &Refusal{
 }
 
 func (f *found) findUnit() error {
-	look := units
+	look := kubelets
 	if f.want.Unit != "" {
 		k := isKubelet
-		for _, u := range units {
+		for _, u := range kubelets {
 			if u.name == f.want.Unit {
 				k = u.kind
 			}

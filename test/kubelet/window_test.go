@@ -17,6 +17,7 @@ import (
 	"nodelocaldns/host"
 	"nodelocaldns/host/kubelet"
 	"nodelocaldns/test/judge"
+	"nodelocaldns/units"
 )
 
 const (
@@ -28,7 +29,8 @@ const (
 )
 
 // standIn makes the tree of a node with the stand-in as its kubelet, in a unit
-// like that of kubeadm but for its patience.
+// like that of kubeadm but for its patience, and a unit of ours that the kubelet
+// wants and waits for.
 func standIn(t *testing.T, root string) {
 	t.Helper()
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(root, "usr/bin/kubelet"), "nodelocaldns/test/kubelet/standin")
@@ -36,10 +38,12 @@ func standIn(t *testing.T, root string) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("building the stand-in: %v\n%s", err, out)
 	}
-	name := filepath.Join(root, "etc/systemd/system", kubeletUnit)
-	must(t, os.MkdirAll(filepath.Dir(name), 0o755))
-	must(t, os.WriteFile(name, []byte("[Unit]\nDefaultDependencies=no\nStartLimitIntervalSec=0\n"+
+	dir := filepath.Join(root, "etc/systemd/system")
+	must(t, os.MkdirAll(dir, 0o755))
+	must(t, os.WriteFile(filepath.Join(dir, kubeletUnit), []byte("[Unit]\nDefaultDependencies=no\nStartLimitIntervalSec=0\n"+
 		"[Service]\nExecStart=/usr/bin/kubelet "+usualFlags+"\nRestart=always\nRestartSec=500ms\n"), 0o644))
+	must(t, os.WriteFile(filepath.Join(dir, units.Guard), []byte("[Unit]\nDefaultDependencies=no\nBefore="+kubeletUnit+"\n"+
+		"[Service]\nType=oneshot\nExecStart=/bin/true\n"), 0o644))
 }
 
 // A node is one that this test runs on, in a container.
@@ -139,13 +143,19 @@ func TestARealSystemdRestartsTheKubeletInItsWindow(t *testing.T) {
 	if again := n.pid(ourFlags); first == second || second != again {
 		t.Errorf("main processes %d, %d, %d: want one restart, by the first apply", first, second, again)
 	}
+	// Nothing of ours is started with it: that would wait for the lock of who
+	// restarts the kubelet, and the kubelet for it.
+	began, err := exec.CommandContext(t.Context(), "systemctl", "show", "--value", "--property=InactiveExitTimestampMonotonic", units.Guard).Output()
+	if err != nil || strings.TrimSpace(string(began)) != "0" {
+		t.Errorf("what the kubelet wants was started %s µs after boot (%v)", began, err)
+	}
 	must(t, n.rollback())
 	n.ours(false)
 	n.pid(usualFlags)
 
 	// It refuses our flag.
 	n.refuses(ourFlags)
-	err := n.apply()
+	err = n.apply()
 	if err == nil || !strings.Contains(err.Error(), "window/kubelet: undone: kubelet.service did not come back: it is activating (auto-restart), its main process exited with status 1") {
 		t.Errorf("apply with a kubelet that refuses: %v", err)
 	}
