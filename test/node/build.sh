@@ -1,20 +1,22 @@
 #!/usr/bin/env bash
 # Builds what the booted nodes are made of, once: a Debian tree, Kubernetes and
-# etcd from the modules that test/tools/k8s pins, and two container images.
-# Prints the directory that has it all, and everything else to standard error.
+# etcd from the modules that test/tools/k8s pins, an older kubelet from those that
+# test/tools/kubelet134 pins, and two container images. Prints the directory that
+# has it all, and everything else to standard error.
 #
 # usage: test/node/build.sh
 #
 # The parts are kept in NODELOCALDNS_TEST_CACHE, else /var/cache/nodelocaldns-test
 # (1 GB), each under a name that changes with whatever it was built from. Whoever
-# wants the space back removes that directory. From nothing it takes about a
-# quarter of an hour on two cores.
+# wants the space back removes that directory. From nothing it takes about twenty
+# minutes on two cores.
 set -euo pipefail
 shopt -s inherit_errexit # or a part that failed would be taken for a whole one
 cd "$(dirname "$0")/../.."
 
 CACHE=${NODELOCALDNS_TEST_CACHE:-/var/cache/nodelocaldns-test}
 PINS=test/tools/k8s
+KUBELET_PINS=test/tools/kubelet134
 SUITE=bookworm
 PACKAGES=(
 	systemd systemd-sysv dbus kmod procps # the system
@@ -39,25 +41,35 @@ debian() {
 	rm -f "$1"/etc/systemd/system/timers.target.wants/*
 }
 
-kubernetes() {
-	local version minor ldflags package out
-	version=$(go -C "$PINS" list -m -f '{{.Version}}' k8s.io/kubernetes)
+# compile MODULE OUT PACKAGE builds a program of the Kubernetes that a module pins.
+compile() {
+	local version minor ldflags package
+	version=$(go -C "$1" list -m -f '{{.Version}}' k8s.io/kubernetes)
 	minor=${version#v1.}
 	ldflags='-s -w'
 	for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
 		ldflags+=" -X $package.gitVersion=$version -X $package.gitMajor=1 -X $package.gitMinor=${minor%%.*}"
 	done
+	printf 'build:   %s\n' "${2##*/}" >&2
+	CGO_ENABLED=0 go -C "$1" build -trimpath -buildvcs=false -ldflags "$ldflags" -o "$2" "$3"
+}
+
+# What a node has of it is below node; its kubelet is the older one.
+kubernetes() {
 	mkdir -p "$1/bin" "$1/node/usr/bin"
-	for package in go.etcd.io/etcd/server/v3 ./cmd/{image,pause} \
-		k8s.io/kubernetes/cmd/{kube-apiserver,kube-controller-manager,kube-scheduler,kubelet,kubectl}; do
-		case $package in
-		*/etcd/*) out=bin/etcd ;;
-		*/kubelet | */kubectl) out=node/usr/bin/${package##*/} ;;
-		*) out=bin/${package##*/} ;;
-		esac
-		printf 'build:   %s\n' "${out##*/}" >&2
-		CGO_ENABLED=0 go -C "$PINS" build -trimpath -buildvcs=false -ldflags "$ldflags" -o "$1/$out" "$package"
-	done
+	compile "$PINS" "$1/bin/etcd" go.etcd.io/etcd/server/v3
+	compile "$PINS" "$1/bin/image" ./cmd/image
+	compile "$PINS" "$1/bin/pause" ./cmd/pause
+	compile "$PINS" "$1/bin/kubelet" k8s.io/kubernetes/cmd/kubelet
+	compile "$PINS" "$1/bin/kube-apiserver" k8s.io/kubernetes/cmd/kube-apiserver
+	compile "$PINS" "$1/bin/kube-controller-manager" k8s.io/kubernetes/cmd/kube-controller-manager
+	compile "$PINS" "$1/bin/kube-scheduler" k8s.io/kubernetes/cmd/kube-scheduler
+	compile "$PINS" "$1/node/usr/bin/kubectl" k8s.io/kubernetes/cmd/kubectl
+}
+
+kubelet() {
+	mkdir -p "$1/usr/bin"
+	compile "$KUBELET_PINS" "$1/usr/bin/kubelet" k8s.io/kubernetes/cmd/kubelet
 }
 
 images() {
@@ -97,12 +109,14 @@ fi
 
 pins=$(cat "$PINS"/go.{mod,sum} "$PINS"/cmd/*/*.go)
 debian=$(part debian "$(dpkg --print-architecture)" "$SUITE" "${PACKAGES[@]}")
-k8s=$(part kubernetes "$(go env GOVERSION GOARCH)" "$pins")
+k8s=$(part kubernetes "$(go env GOVERSION GOARCH)" "$pins" "$(declare -f compile)")
+kubelet=$(part kubelet "$(go env GOVERSION GOARCH)" "$(cat "$KUBELET_PINS"/go.{mod,sum})" "$(declare -f compile)")
 images=$(part images "$debian" "$k8s")
 
 layers() {
 	ln -s "$debian" "$1/debian"
 	ln -s "$k8s" "$1/kubernetes"
+	ln -s "$kubelet" "$1/kubelet"
 	ln -s "$images" "$1/images"
 }
-part layers "$debian" "$k8s" "$images"
+part layers "$debian" "$k8s" "$kubelet" "$images"

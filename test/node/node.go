@@ -99,7 +99,7 @@ func (c *Cluster) Node(name string) (*Node, error) {
 func (n *Node) make(dir string) error {
 	layer := func(name string) string { return filepath.Join(n.cluster.layers, name) }
 	if err := overlay(n.Root, filepath.Join(dir, "upper"), filepath.Join(dir, "work"),
-		filepath.Join(n.cluster.dir, "tree"), layer("images"), layer("kubernetes/node"), layer("debian")); err != nil {
+		filepath.Join(n.cluster.dir, "tree"), layer("images"), layer("kubelet"), layer("kubernetes/node"), layer("debian")); err != nil {
 		return err
 	}
 	// containerd lays overlays of its own, and they cannot lie on this one.
@@ -201,6 +201,17 @@ imageGCHighThresholdPercent: 100
 fileCheckFrequency: 2s
 nodeStatusUpdateFrequency: 4s
 `
+
+// Upgrade installs the kubelet of the control plane's version, Kubernetes 1.35.
+// Nodes are made with one of 1.34. Where one runs, it does so until it is
+// restarted.
+func (n *Node) Upgrade() error {
+	data, err := os.ReadFile(filepath.Join(n.cluster.layers, "kubernetes/bin/kubelet"))
+	if err != nil {
+		return err
+	}
+	return n.Put("/usr/bin/kubelet", data, 0o755)
+}
 
 // JoinAdmin gives root on the node the cluster's kubeconfig for kubectl.
 func (n *Node) JoinAdmin() error {
