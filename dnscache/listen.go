@@ -70,7 +70,7 @@ func (s *Server) listen(ctx context.Context) error {
 			if err != nil {
 				return fmt.Errorf("listening on %s: %w", a, err)
 			}
-			s.streams = append(s.streams, l.(*net.TCPListener))
+			s.streams = append(s.streams, &streamSocket{TCPListener: l.(*net.TCPListener)})
 		}
 	}
 	return nil

@@ -53,7 +53,7 @@ type Server struct {
 	conf      []string
 
 	packets []*packetSocket
-	streams []*net.TCPListener
+	streams []*streamSocket
 	streamC counters // of all TCP clients
 	clients clients
 
@@ -86,7 +86,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 	}
 	s := &Server{
 		log: d.Log, random: d.Random, wallClock: d.Now, exchanger: d.Exchanger, conf: d.ResolvConf,
-		streams: d.Streams, ready: make(chan struct{}), rerouted: make(chan struct{}, 1), suspected: make(chan struct{}, 1),
+		ready: make(chan struct{}), rerouted: make(chan struct{}, 1), suspected: make(chan struct{}, 1),
 		cache:   cache.New(cfg.cacheLimits(), cfg.MaxBytes),
 		flights: flights{byKey: map[string]*flight{}},
 	}
@@ -106,6 +106,9 @@ func New(cfg Config, d Deps) (*Server, error) {
 	s.work, s.stop = context.WithCancel(context.Background())
 	for _, c := range d.Packets {
 		s.packets = append(s.packets, &packetSocket{conn: c})
+	}
+	for _, l := range d.Streams {
+		s.streams = append(s.streams, &streamSocket{TCPListener: l})
 	}
 	var node []netip.AddrPort
 	if cfg.Upstreams.Source == NodeResolvers {

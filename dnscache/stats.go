@@ -2,7 +2,10 @@ package dnscache
 
 import (
 	"net/netip"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"nodelocaldns/dnscache/upstream"
 )
@@ -25,6 +28,50 @@ type Stats struct {
 	SocketDrops   uint64                     // datagrams the kernel dropped because a receive buffer was full
 	TCPClients    int64                      // gauge: open client connections
 	Upstreams     []UpstreamStats
+}
+
+// A SocketState is how far one of a [Server]'s sockets has been read.
+type SocketState struct {
+	Proto   Proto
+	Addr    netip.AddrPort
+	Read    uint64 // datagrams or connections taken from it; only grows
+	Waiting bool   // there is one to be taken
+}
+
+// Sockets returns the state of every socket, in the same order each time; of none
+// before Ready is closed. Where Waiting is true and Read stays as it is, nobody
+// reads that socket: what the kernel puts into it, by the client's port, is lost.
+// It asks the kernel once for each, and may be called from any goroutine.
+func (s *Server) Sockets() []SocketState {
+	select {
+	case <-s.ready:
+	default:
+		return nil
+	}
+	var out []SocketState
+	for _, p := range s.packets {
+		// Read first: what comes in between is waiting, and has not been counted.
+		read := p.read.Load()
+		out = append(out, SocketState{UDP, addrPort(p.conn.LocalAddr()), read, readable(p.conn)})
+	}
+	for _, l := range s.streams {
+		read := l.accepted.Load()
+		out = append(out, SocketState{TCP, addrPort(l.Addr()), read, readable(l)})
+	}
+	return out
+}
+
+// readable says whether a read, or an accept, would return at once.
+func readable(c syscall.Conn) bool {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return false
+	}
+	n := 0
+	_ = raw.Control(func(fd uintptr) {
+		n, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	})
+	return n > 0
 }
 
 // Proto indexes per-protocol counters.

@@ -49,8 +49,14 @@ type client struct {
 	out []byte
 }
 
+// A streamSocket is one TCP listener.
+type streamSocket struct {
+	*net.TCPListener
+	accepted atomic.Uint64
+}
+
 // accept serves the clients of one listener until ctx ends.
-func (s *Server) accept(ctx context.Context, l *net.TCPListener) {
+func (s *Server) accept(ctx context.Context, l *streamSocket) {
 	var open sync.WaitGroup
 	defer open.Wait()
 	failing := false
@@ -70,6 +76,7 @@ func (s *Server) accept(ctx context.Context, l *net.TCPListener) {
 			continue
 		}
 		failing = false
+		l.accepted.Add(1)
 		c := &client{conn: conn, counters: &s.streamC, pending: make(chan struct{}, maxPending)}
 		if !s.clients.add(c, s.now()) {
 			_ = conn.Close()

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -35,6 +36,7 @@ type packetSocket struct {
 	counters
 	conn *net.UDPConn
 	own  bool // nobody else holds it: what is left in it at the end is lost
+	read atomic.Uint64
 }
 
 // serve reads until the socket's read deadline, which is set for the end alone.
@@ -57,6 +59,7 @@ func (p *packetSocket) serve(s *Server) {
 			continue
 		}
 		failing = false
+		p.read.Add(1)
 		reply, outcome := s.answer(&p.counters, &q, in[:n], out, 0, s.now())
 		switch outcome {
 		case replied:

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 	"syscall"
 	"time"
 
@@ -52,22 +53,22 @@ func (p *prober) ask(ctx context.Context) error {
 	return absent
 }
 
-// askSelf asks addr for a name of class CH, which the resolver refuses by
-// itself: no upstream and no cache has a part in it.
-func askSelf(ctx context.Context, addr netip.AddrPort) error {
-	q := new(dns.Msg)
-	q.SetQuestion("id.server.", dns.TypeTXT)
-	q.Question[0].Qclass = dns.ClassCHAOS
-	c := dns.Client{
-		Timeout: probeTry,
-		// From the address to itself: nothing of it is routed, and where the
-		// address is not on the node the kernel says so instead of sending
-		// the question to somebody else.
-		Dialer: &net.Dialer{Timeout: probeTry, LocalAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr.Addr(), 0))},
+// touch asks every address once over UDP and once over TCP, so that there is
+// something to read in a socket of each. It takes no longer than probeTry, and
+// nothing comes of the answers.
+func (p *prober) touch(ctx context.Context) {
+	var all sync.WaitGroup
+	for _, a := range p.addrs {
+		all.Go(func() { _ = askOnce(ctx, "udp", a) })
+		all.Go(func() { _ = askOnce(ctx, "tcp", a) })
 	}
+	all.Wait()
+}
+
+func askSelf(ctx context.Context, addr netip.AddrPort) error {
 	var err error
 	for range probeTries {
-		if _, _, err = c.ExchangeContext(ctx, q, addr.String()); err == nil {
+		if err = askOnce(ctx, "udp", addr); err == nil {
 			return nil
 		}
 		if errors.Is(err, syscall.EADDRNOTAVAIL) {
@@ -78,4 +79,22 @@ func askSelf(ctx context.Context, addr netip.AddrPort) error {
 		}
 	}
 	return fmt.Errorf("%s: %w (%w)", addr, errSilent, err)
+}
+
+// askOnce asks addr for a name of class CH, which the resolver refuses by
+// itself: no upstream and no cache has a part in it.
+func askOnce(ctx context.Context, network string, addr netip.AddrPort) error {
+	q := new(dns.Msg)
+	q.SetQuestion("id.server.", dns.TypeTXT)
+	q.Question[0].Qclass = dns.ClassCHAOS
+	// From the address to itself: nothing of it is routed, and where the address is
+	// not on the node the kernel says so instead of sending the question to somebody
+	// else.
+	d := &net.Dialer{Timeout: probeTry, LocalAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr.Addr(), 0))}
+	if network == "tcp" {
+		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(addr.Addr(), 0))
+	}
+	c := dns.Client{Net: network, Timeout: probeTry, Dialer: d}
+	_, _, err := c.ExchangeContext(ctx, q, addr.String())
+	return err
 }

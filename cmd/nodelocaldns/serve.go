@@ -30,6 +30,7 @@ type resolver interface {
 	Ready() <-chan struct{}
 	Reload(cfg dnscache.Config) error
 	Stats() dnscache.Stats
+	Sockets() []dnscache.SocketState
 }
 
 func (a *app) serveCommand() *cobra.Command {
@@ -150,7 +151,9 @@ func (a *app) serve(ctx context.Context) error {
 		log.Info("kube-dns is not known yet: what it would answer gets SERVFAIL until guard has found it out")
 	}
 	notify("READY=1", "STATUS="+s.line())
-	outside.Go(func() { s.feedWatchdog(seen) })
+	if every := watchdogInterval() / watchdogShare; every > 0 {
+		outside.Go(func() { s.watchdog(every).run(seen) })
+	}
 
 	tick, look := time.NewTicker(statusEvery), time.NewTicker(factsEvery)
 	defer tick.Stop()
@@ -188,6 +191,10 @@ func (a *app) serve(ctx context.Context) error {
 	err = <-resolved
 	log.Info("stopped", "queries", s.totals().queries)
 	return err
+}
+
+func (s *serving) watchdog(every time.Duration) *watchdog {
+	return &watchdog{every, s.probe.touch, s.Sockets, func() { notify("WATCHDOG=1") }, s.log}
 }
 
 // control is where status asks: the socket that was handed over, else one of our
@@ -315,40 +322,6 @@ func percent(a, b uint64) string {
 		return "-"
 	}
 	return fmt.Sprintf("%.1f %%", 100*float64(a)/float64(b))
-}
-
-// feedWatchdog tells systemd that we live as long as our own sockets answer.
-// An address that is not on the node is the guard's business: killing the
-// resolver would not bring it back, so it counts as living.
-func (s *serving) feedWatchdog(ctx context.Context) {
-	every := watchdogInterval() / 3 // two of three may be lost
-	if every <= 0 {
-		return
-	}
-	tick := time.NewTicker(every)
-	defer tick.Stop()
-	hung := false
-	for {
-		err := s.probe.ask(ctx)
-		switch silent := errors.Is(err, errSilent); {
-		case ctx.Err() != nil:
-			return
-		case !silent:
-			notify("WATCHDOG=1")
-			if hung {
-				s.log.Info("our own sockets answer again")
-			}
-			hung = false
-		case !hung:
-			s.log.Error("our own sockets do not answer: the watchdog is not fed", "error", err)
-			hung = true
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
 }
 
 // explainBind says what can be done about a socket that could not be made;
