@@ -80,6 +80,8 @@ type runner struct {
 	m     *Machine // nil: it has seen nothing yet
 	state *State   // as in the file; nil for none
 	said  string   // what is in the way, as it was logged
+
+	absent time.Duration // when the units were first seen not to be there, 0 for not
 }
 
 // turn looks once and does what is to be done. It returns how long nothing more
@@ -112,10 +114,14 @@ func (r *runner) turn(ctx context.Context) time.Duration {
 		r.m = &Machine{}
 	}
 	d := r.m.Next(s)
-	if d.Absent != "" {
-		r.say("nothing stands by for the resolver", "why", d.Absent)
-	} else {
+	switch {
+	case d.Absent == "":
+		r.absent = 0
 		r.say("")
+	case r.absent == 0: // it may be on its way, as guard is when all of it is started
+		r.absent = max(s.At, 1)
+	case s.At-r.absent >= lookEvery/2:
+		r.say("nothing stands by for the resolver", "why", d.Absent)
 	}
 	switch o, ok := r.m.Outage(); {
 	case ok:

@@ -646,8 +646,8 @@ func TestWhoStopsTheSocketsWantsNobodyToAnswer(t *testing.T) {
 		n.nothing("started again")
 		n.saying(`
 level=WARN msg="the resolver has failed: the relay takes its place" why="exit-code 1" hint="journalctl -u nodelocaldns says why"
-level=WARN msg="nothing stands by for the resolver" why="nodelocaldns.socket is stopped"
 level=INFO msg="nobody stands in for the resolver any more" why="nodelocaldns.socket is stopped" tries=0
+level=WARN msg="nothing stands by for the resolver" why="nodelocaldns.socket is stopped"
 `)
 	})
 }

@@ -14,32 +14,33 @@ import (
 // Units are our units on the running node: a Systemd.
 type Units struct{ Bus *systemd.Bus }
 
-// Look is Systemd.
+// Look is Systemd. It asks five times, and what changes meanwhile is told by
+// Changed: so the next look sees it whole.
 func (u Units) Look(ctx context.Context) (Snapshot, error) {
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
 		return Snapshot{}, err
 	}
 	s := Snapshot{At: time.Duration(now.Nano())}
-	for name, to := range map[string]*Unit{units.Resolver: &s.Resolver.Unit, units.Relay: &s.Relay, units.Socket: &s.Socket} {
-		p, err := u.Bus.Properties(ctx, name)
-		if err != nil {
-			return Snapshot{}, err
-		}
-		*to = Unit{
-			Load:   systemd.Value[string](p, "LoadState"),
-			Active: systemd.Value[string](p, "ActiveState"),
-			Sub:    systemd.Value[string](p, "SubState"),
-			Job:    p.HasJob(),
-		}
-		if name != units.Resolver {
-			continue
-		}
-		s.Resolver.Restarts = systemd.Value[uint32](p, "NRestarts")
-		s.Resolver.Ready = time.Duration(systemd.Value[uint64](p, "ActiveEnterTimestampMonotonic")) * time.Microsecond
-		s.Resolver.Result = systemd.Value[string](p, "Result")
-		s.Resolver.Status = systemd.Value[int32](p, "ExecMainStatus")
+	states, err := u.Bus.States(ctx, units.Resolver, units.Relay, units.Socket)
+	if err != nil {
+		return Snapshot{}, err
 	}
+	for i, to := range []*Unit{&s.Resolver.Unit, &s.Relay, &s.Socket} {
+		*to = Unit{Load: states[i].Load, Active: states[i].Active, Sub: states[i].Sub, Job: states[i].Job != ""}
+	}
+	general, err := u.Bus.Some(ctx, units.Resolver, "Unit", "ActiveEnterTimestampMonotonic")
+	if err != nil {
+		return Snapshot{}, err
+	}
+	service, err := u.Bus.Some(ctx, units.Resolver, "Service", "NRestarts", "Result", "ExecMainStatus")
+	if err != nil {
+		return Snapshot{}, err
+	}
+	s.Resolver.Ready = time.Duration(systemd.Value[uint64](general, "ActiveEnterTimestampMonotonic")) * time.Microsecond
+	s.Resolver.Restarts = systemd.Value[uint32](service, "NRestarts")
+	s.Resolver.Result = systemd.Value[string](service, "Result")
+	s.Resolver.Status = systemd.Value[int32](service, "ExecMainStatus")
 	return s, nil
 }
 

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"nodelocaldns/test/judge"
 )
 
@@ -155,11 +157,20 @@ func (l *listener) state(unit string) string {
 		l.t.Fatal(err)
 	}
 	job, err := l.bus.JobType(l.ctx, p)
-	if err != nil || p.HasJob() != (job != "") {
-		l.t.Fatalf("job %q, has one: %t, %v", job, p.HasJob(), err)
+	if err != nil {
+		l.t.Fatal(err)
 	}
-	return fmt.Sprintf("%s %s %s %s %d %q", Value[string](p, "LoadState"), Value[string](p, "ActiveState"), Value[string](p, "SubState"),
-		Value[string](p, "Result"), Value[int32](p, "ExecMainStatus"), job)
+	// Asked in the other ways, systemd says the same.
+	states, err := l.bus.States(l.ctx, other, unit)
+	want := State{Load: Value[string](p, "LoadState"), Active: Value[string](p, "ActiveState"), Sub: Value[string](p, "SubState"), Job: job}
+	if err != nil || len(states) != 2 || states[1] != want {
+		l.t.Errorf("%s is %+v, %v; want %+v", unit, states, err, want)
+	}
+	some, err := l.bus.Some(l.ctx, unit, "Service", "Result", "ExecMainStatus")
+	if diff := cmp.Diff(Properties{"Result": p["Result"], "ExecMainStatus": p["ExecMainStatus"]}, some); err != nil || diff != "" {
+		l.t.Errorf("%s: %v, -want +got:\n%s", unit, err, diff)
+	}
+	return fmt.Sprintf("%s %s %s %s %d %q", want.Load, want.Active, want.Sub, Value[string](p, "Result"), Value[int32](p, "ExecMainStatus"), job)
 }
 
 // jobs does to units whatever can be done to them. What has ended and nobody

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -216,6 +217,36 @@ func (b *Bus) ResetFailed(ctx context.Context, unit string) error {
 	return b.call(ctx, manager, name+".Manager.ResetFailedUnit", unit).Err
 }
 
+// A State is how a unit is.
+type State struct {
+	Load, Active, Sub string // LoadState, ActiveState, SubState
+	Job               string // what is queued for it: start, stop, restart, …; empty for nothing
+}
+
+// States are how units are at one moment, in the order of their names. One that
+// does not exist has a state too.
+func (b *Bus) States(ctx context.Context, units ...string) ([]State, error) {
+	var list []struct { // ssssssouso
+		Name, Description, Load, Active, Sub, Following string
+		Path                                            dbus.ObjectPath
+		JobID                                           uint32
+		JobType                                         string
+		JobPath                                         dbus.ObjectPath
+	}
+	err := b.call(ctx, manager, name+".Manager.ListUnitsByNames", units).Store(&list)
+	if err == nil && len(list) != len(units) {
+		err = fmt.Errorf("%d of %d are known", len(list), len(units))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("asking systemd for %s: %w", strings.Join(units, ", "), err)
+	}
+	out := make([]State, len(list))
+	for i, u := range list {
+		out[i] = State{Load: u.Load, Active: u.Active, Sub: u.Sub, Job: u.JobType}
+	}
+	return out, nil
+}
+
 // Properties are those of a unit at one moment, by their names on D-Bus: of all
 // units, and of its kind. One that this systemd does not know is not there.
 type Properties map[string]any
@@ -230,6 +261,21 @@ func (b *Bus) Properties(ctx context.Context, unit string) (Properties, error) {
 	p := make(Properties, len(all))
 	for name, v := range all {
 		p[name] = v.Value()
+	}
+	return p, nil
+}
+
+// Some asks for a few properties of a unit, one after the other: for them all,
+// systemd reads the counters of its control group, and we four hundred values.
+// kind is whose they are: Unit for those of all units, Service, Socket, ….
+func (b *Bus) Some(ctx context.Context, unit, kind string, names ...string) (Properties, error) {
+	p := make(Properties, len(names))
+	for _, n := range names {
+		var v dbus.Variant
+		if err := b.call(ctx, unitPath(unit), "org.freedesktop.DBus.Properties.Get", name+"."+kind, n).Store(&v); err != nil {
+			return nil, fmt.Errorf("asking systemd for %s of %s: %w", n, unit, err)
+		}
+		p[n] = v.Value()
 	}
 	return p, nil
 }
@@ -257,12 +303,6 @@ func (b *Bus) JobType(ctx context.Context, p Properties) (string, error) {
 	}
 	s, _ := kind.Value().(string)
 	return s, nil
-}
-
-// HasJob says whether a job is queued for the unit of these properties.
-func (p Properties) HasJob() bool {
-	_, ok := p.job()
-	return ok
 }
 
 // job is the property Job, of the type (uo): number and path.
