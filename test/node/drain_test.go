@@ -238,6 +238,51 @@ func podsOf(t *testing.T, c *Cluster, name string) string {
 // theRest is what rollback is to leave in tests that are about the kubelet.
 var theRest = []string{"--keep=unit,link,notrack,sysctl"}
 
+// An asker asks the API server, as its administrator and without the cost of a
+// process for each question.
+type asker struct{ client *http.Client }
+
+func newAsker(t *testing.T, c *Cluster) asker {
+	t.Helper()
+	config, err := clientcmd.BuildConfigFromFlags("", c.admin)
+	must(t, err)
+	client, err := rest.HTTPClientFor(config)
+	must(t, err)
+	return asker{client}
+}
+
+// get reads a path of the API into v.
+func (a asker) get(ctx context.Context, path string, v any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, apiServer+path, nil)
+	if err != nil {
+		return err
+	}
+	reply, err := a.client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer reply.Body.Close()
+	return json.NewDecoder(reply.Body).Decode(v)
+}
+
+// sampled calls f ten times a second until ctx ends. The channel closes then.
+func sampled(ctx context.Context, f func()) (ended chan struct{}) {
+	ended = make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		for ctx.Err() == nil {
+			f()
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+			}
+		}
+	}()
+	return ended
+}
+
 // A sampler asks the API server ten times a second how many pods are ready.
 type sampler struct {
 	stop  func()
@@ -249,46 +294,25 @@ type sampler struct {
 
 func sample(t *testing.T, c *Cluster, app string) *sampler {
 	t.Helper()
-	config, err := clientcmd.BuildConfigFromFlags("", c.admin)
-	must(t, err)
-	client, err := rest.HTTPClientFor(config)
-	must(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
-	s := &sampler{stop: cancel, ended: make(chan struct{}), fewest: 1 << 30}
 	t.Cleanup(cancel)
-	go func() {
-		defer close(s.ended)
-		tick := time.NewTicker(100 * time.Millisecond)
-		defer tick.Stop()
-		for ctx.Err() == nil {
-			ready, err := readyPods(ctx, client, app)
-			switch {
-			case ctx.Err() != nil:
-			case err != nil:
-				s.err = err
-			default:
-				s.fewest, s.asked = min(s.fewest, ready), s.asked+1
-			}
-			select {
-			case <-tick.C:
-			case <-ctx.Done():
-			}
+	api := newAsker(t, c)
+	s := &sampler{stop: cancel, fewest: 1 << 30}
+	s.ended = sampled(ctx, func() {
+		ready, err := readyPods(ctx, api, app)
+		switch {
+		case ctx.Err() != nil:
+		case err != nil:
+			s.err = err
+		default:
+			s.fewest, s.asked = min(s.fewest, ready), s.asked+1
 		}
-	}()
+	})
 	return s
 }
 
 // readyPods counts those that are ready and not ending.
-func readyPods(ctx context.Context, client *http.Client, app string) (ready int, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, apiServer+"/api/v1/namespaces/default/pods?labelSelector=app%3D"+app, nil)
-	if err != nil {
-		return 0, err
-	}
-	reply, err := client.Do(req)
-	if err != nil {
-		return 0, err
-	}
-	defer reply.Body.Close()
+func readyPods(ctx context.Context, api asker, app string) (ready int, err error) {
 	var list struct {
 		Items []struct {
 			Metadata struct{ DeletionTimestamp string }
@@ -297,7 +321,7 @@ func readyPods(ctx context.Context, client *http.Client, app string) (ready int,
 			}
 		}
 	}
-	if err := json.NewDecoder(reply.Body).Decode(&list); err != nil {
+	if err := api.get(ctx, "/api/v1/namespaces/default/pods?labelSelector=app%3D"+app, &list); err != nil {
 		return 0, err
 	}
 	for _, p := range list.Items {

@@ -42,33 +42,34 @@ contexts: [{name: c, context: {cluster: c, user: u}}]
 	}
 }
 
-// cordonedAtOnce watches how many of the nodes are cordoned at the same time.
+// cordonedAtOnce samples how many of the nodes are cordoned at the same time.
 func cordonedAtOnce(t *testing.T, nodes ...*Node) (most func() int) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	t.Cleanup(cancel)
-	result := make(chan int, 1)
-	go func() {
-		top := 0
-		for ctx.Err() == nil {
-			args := []string{"get", "nodes", `--output=jsonpath={range .items[*]}{.metadata.name} {.spec.unschedulable}{"\n"}{end}`}
-			out, err := nodes[0].cluster.Kubectl(ctx, args...)
-			if err != nil {
-				continue
+	api, top := newAsker(t, nodes[0].cluster), 0
+	ended := sampled(ctx, func() {
+		var list struct {
+			Items []struct {
+				Metadata struct{ Name string }
+				Spec     struct{ Unschedulable bool }
 			}
-			now := 0
-			for _, n := range nodes {
-				if strings.Contains(out, n.Name+" true\n") {
-					now++
-				}
-			}
-			top = max(top, now)
 		}
-		result <- top
-	}()
+		if err := api.get(ctx, "/api/v1/nodes", &list); err != nil && ctx.Err() == nil {
+			t.Errorf("sampling the nodes: %v", err)
+		}
+		now := 0
+		for _, i := range list.Items {
+			if i.Spec.Unschedulable && slices.ContainsFunc(nodes, func(n *Node) bool { return n.Name == i.Metadata.Name }) {
+				now++
+			}
+		}
+		top = max(top, now)
+	})
 	return func() int {
 		cancel()
-		return <-result
+		<-ended
+		return top
 	}
 }
 

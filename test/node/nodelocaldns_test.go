@@ -435,7 +435,7 @@ func applyUntil(t *testing.T, n *Node, file string) {
 		select {
 		case err := <-ended:
 			t.Fatalf("apply went by without %s: %v\n%s", file, err, &said)
-		default:
+		case <-time.After(time.Millisecond):
 		}
 	}
 }
