@@ -1,6 +1,7 @@
 package standby
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -84,5 +85,90 @@ func TestAnEndIsToldInSystemdsWords(t *testing.T) {
 		if got := (Resolver{Result: tt.result, Status: tt.status}).Ended(); got != tt.want {
 			t.Errorf("%s, %d: %s, want %s", tt.result, tt.status, got, tt.want)
 		}
+	}
+}
+
+// What is not seen of a resolver that fails, counts and states tell afterwards.
+func TestAMachineGoesByWhatIsLeftOfWhatItHasNotSeen(t *testing.T) {
+	const hour = time.Hour
+	type look struct {
+		after    time.Duration
+		active   string // and SubState
+		restarts uint32
+		ready    time.Duration // before this look; 0: as before
+		result   string
+		want     string
+	}
+	for _, tt := range []struct {
+		name  string
+		looks []look
+	}{
+		{"it got ready between two looks", []look{
+			{0, "active running", 0, hour, "success", "[]"},
+			{time.Second, "activating start", 2, 0, "exit-code", "[]"},
+			{time.Second, "activating start", 3, time.Second / 2, "exit-code", "[]"},
+			{time.Second, "activating start", 5, 0, "exit-code", "[start the relay]"}, // on its way for too long
+		}},
+		{"it did not", []look{
+			{0, "active running", 0, hour, "success", "[]"},
+			{time.Second, "activating start", 2, 0, "exit-code", "[]"},
+			{time.Second, "activating start", 3, 0, "exit-code", "[start the relay]"},
+		}},
+		{"somebody has started it, and what was counted is over", []look{
+			{0, "active running", 40, hour, "success", "[]"},
+			{time.Second, "activating start", 0, 0, "success", "[]"},
+			{time.Second, "activating start", 2, 0, "exit-code", "[]"},
+			{time.Second, "activating start", 3, 0, "exit-code", "[start the relay]"},
+		}},
+		{"four of five restarts in ten seconds were counted before somebody started it", []look{
+			{0, "active running", 0, hour, "success", "[]"},
+			{time.Second, "active running", 4, time.Second, "success", "[]"},
+			{time.Second, "active running", 0, time.Second, "success", "[]"},
+			{time.Second, "active running", 4, time.Second, "success", "[]"},
+			{time.Second, "active running", 5, time.Second, "success", "[start the relay]"},
+		}},
+		{"a try failed, and the next life has begun", []look{
+			{0, "failed failed", 12, hour, "exit-code", "[start the relay]"},
+			{10 * time.Second, "failed failed", 12, 0, "exit-code", "[start the relay start the resolver]"},
+			{0, "activating start", 1, 0, "success", "[stop the resolver]"},
+		}},
+		{"systemd gave it up", []look{
+			{0, "active running", 0, hour, "success", "[]"},
+			{time.Second, "activating auto-restart", 2, 0, "exit-code", "[]"},
+			{time.Second, "failed failed", 2, 0, "start-limit-hit", "[start the relay]"},
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := &Machine{}
+			s := Snapshot{At: 2 * hour, Relay: Unit{Active: "inactive"}, Socket: Unit{Active: "active"}}
+			for i, l := range tt.looks {
+				s.At += l.after
+				s.Resolver.Active, s.Resolver.Sub, _ = strings.Cut(l.active, " ")
+				s.Resolver.Restarts, s.Resolver.Result, s.Resolver.Status = l.restarts, l.result, 1
+				if l.ready != 0 {
+					s.Resolver.Ready = s.At - l.ready
+				}
+				if l.after == 0 && i > 0 {
+					s.Relay.Active = "active" // as asked for
+				}
+				if got := fmt.Sprint(m.Next(s).Actions); got != l.want {
+					t.Errorf("look %d: %s, want %s", i+1, got, l.want)
+				}
+			}
+			if o, ok := m.Outage(); !ok || strings.Contains(o.Why, "start-limit") {
+				t.Errorf("the outage is %+v, %t", o, ok)
+			}
+		})
+	}
+}
+
+// A clock that was set between two guards must not put the next try off for ever.
+func TestTheNextTryOfAnotherGuardIsSoon(t *testing.T) {
+	s := Snapshot{At: time.Hour, Resolver: Resolver{Unit: Unit{Active: "inactive"}}, Relay: Unit{Active: "active"}, Socket: Unit{Active: "active"}}
+	m := Resume(Outage{Why: "exit-code 1", Next: 1000 * time.Hour}, s.At)
+	m.Next(s)
+	s.At += lastWait
+	if got := m.Next(s).Actions; !slices.Equal(got, []Action{StartResolver}) {
+		t.Errorf("after %s: %v", lastWait, got)
 	}
 }
