@@ -5,7 +5,8 @@
  *   WHEN TOOK RESULT
  *
  * in nanoseconds since the start, and the addresses found, sorted and separated
- * by commas, or "error: …". */
+ * by commas, or "error: …", which is also what becomes of a lookup that has not
+ * ended LIMIT milliseconds after the last one began. */
 #include <arpa/inet.h>
 #include <netdb.h>
 #include <pthread.h>
@@ -14,6 +15,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { MOST = 8, RESULT = 512 };
 
@@ -37,10 +39,14 @@ struct job {
 	const char *name;
 	long long when, took;
 	char result[RESULT];
-	pthread_t thread;
 };
 
 static struct timespec begin;
+
+/* What follows is guarded by lock. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t ended = PTHREAD_COND_INITIALIZER;
+static int open_jobs;
 
 static long long since_begin(void)
 {
@@ -55,23 +61,27 @@ static void *run(void *arg)
 {
 	struct job *j = arg;
 	struct found f = {.n = 0};
-	j->when = since_begin();
+	char result[RESULT] = "";
 	const char *error = lookup(j->name, &f);
-	j->took = since_begin() - j->when;
-	if (error) {
-		snprintf(j->result, RESULT, "error: %s", error);
-		return NULL;
-	}
+	long long took = since_begin() - j->when;
 	qsort(f.text, f.n, sizeof f.text[0], compare);
-	for (int i = 0; i < f.n; i++)
-		snprintf(j->result + strlen(j->result), RESULT - strlen(j->result), "%s%s", i ? "," : "", f.text[i]);
+	if (error)
+		snprintf(result, RESULT, "error: %s", error);
+	for (int i = 0; !error && i < f.n; i++)
+		snprintf(result + strlen(result), RESULT - strlen(result), "%s%s", i ? "," : "", f.text[i]);
+	pthread_mutex_lock(&lock);
+	j->took = took;
+	memcpy(j->result, result, RESULT);
+	open_jobs--;
+	pthread_cond_signal(&ended);
+	pthread_mutex_unlock(&lock);
 	return NULL;
 }
 
 static int lookups_main(int argc, char **argv)
 {
-	if (argc != 4) {
-		fprintf(stderr, "usage: %s COUNT INTERVAL NAME\n", argv[0]);
+	if (argc != 5) {
+		fprintf(stderr, "usage: %s COUNT INTERVAL LIMIT NAME\n", argv[0]);
 		return 2;
 	}
 	int count = atoi(argv[1]);
@@ -82,15 +92,28 @@ static int lookups_main(int argc, char **argv)
 		long long ahead = i * interval - since_begin();
 		if (ahead > 0)
 			nanosleep(&(struct timespec){ahead / 1000000000, ahead % 1000000000}, NULL);
-		jobs[i].name = argv[3];
-		if (pthread_create(&jobs[i].thread, NULL, run, &jobs[i])) {
+		pthread_t thread;
+		jobs[i].name = argv[4];
+		jobs[i].when = since_begin();
+		pthread_mutex_lock(&lock);
+		open_jobs++;
+		pthread_mutex_unlock(&lock);
+		if (pthread_create(&thread, NULL, run, &jobs[i])) {
 			perror("pthread_create");
 			return 1;
 		}
+		pthread_detach(thread);
 	}
+	struct timespec until;
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += atoi(argv[3]) / 1000;
+	pthread_mutex_lock(&lock);
+	while (open_jobs > 0 && pthread_cond_timedwait(&ended, &lock, &until) == 0)
+		;
 	for (int i = 0; i < count; i++) {
-		pthread_join(jobs[i].thread, NULL);
-		printf("%lld %lld %s\n", jobs[i].when, jobs[i].took, jobs[i].result);
+		int open = jobs[i].took == 0;
+		printf("%lld %lld %s\n", jobs[i].when, open ? since_begin() - jobs[i].when : jobs[i].took, open ? "error: not ended" : jobs[i].result);
 	}
-	return 0;
+	fflush(stdout);
+	_exit(0); /* without those that have not ended */
 }

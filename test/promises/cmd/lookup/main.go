@@ -1,13 +1,15 @@
 // Lookup looks a name up with Go's own resolver as the programs in
 // test/promises/clients do with theirs, and prints the same: for each of COUNT
 // lookups, one every INTERVAL milliseconds, when it began and what it took, in
-// nanoseconds, and the addresses or "error: …".
+// nanoseconds, and the addresses or "error: …". It waits for the last of them for
+// LIMIT milliseconds.
 //
-// usage: lookup COUNT INTERVAL NAME
+// usage: lookup COUNT INTERVAL LIMIT NAME
 package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -26,36 +28,41 @@ func main() {
 }
 
 func run(args []string) error {
-	if len(args) != 3 {
-		return fmt.Errorf("usage: lookup COUNT INTERVAL NAME")
+	const usage = "usage: lookup COUNT INTERVAL LIMIT NAME"
+	if len(args) != 4 {
+		return errors.New(usage)
 	}
-	count, err := strconv.Atoi(args[0])
-	if err != nil {
-		return err
+	var numbers [3]int
+	for i := range numbers {
+		var err error
+		if numbers[i], err = strconv.Atoi(args[i]); err != nil {
+			return fmt.Errorf("%s: %w", usage, err)
+		}
 	}
-	interval, err := strconv.Atoi(args[1])
-	if err != nil {
-		return err
-	}
+	ms := func(n int) time.Duration { return time.Duration(n) * time.Millisecond }
+	count, interval, limit := numbers[0], ms(numbers[1]), ms(numbers[2])
+
+	ctx, cancel := context.WithCancel(context.Background())
 	lines := make([]string, count)
 	var wg sync.WaitGroup
 	begin := time.Now()
 	for i := range count {
-		time.Sleep(time.Until(begin.Add(time.Duration(i*interval) * time.Millisecond)))
+		time.Sleep(time.Until(begin.Add(time.Duration(i) * interval)))
 		wg.Go(func() {
 			when := time.Now()
-			found := lookup(args[2])
+			found := lookup(ctx, args[3])
 			lines[i] = fmt.Sprintln(when.Sub(begin).Nanoseconds(), time.Since(when).Nanoseconds(), found)
 		})
 	}
+	time.AfterFunc(limit, cancel)
 	wg.Wait()
-	_, err = fmt.Print(strings.Join(lines, ""))
+	_, err := fmt.Print(strings.Join(lines, ""))
 	return err
 }
 
-func lookup(name string) string {
+func lookup(ctx context.Context, name string) string {
 	// One that is shared asks once for all who ask at the same time.
-	found, err := (&net.Resolver{PreferGo: true}).LookupIPAddr(context.Background(), name)
+	found, err := (&net.Resolver{PreferGo: true}).LookupIPAddr(ctx, name)
 	if err != nil {
 		return "error: " + strings.ReplaceAll(err.Error(), "\n", " ")
 	}
