@@ -13,10 +13,11 @@ MAKEFLAGS   += --no-print-directory
 BUILDVCS    := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo false)
 BUILD       := CGO_ENABLED=0 go build -trimpath -buildvcs=$(BUILDVCS)
 FUZZTIME    ?= 1m
+KILLTIME    ?= 30s
 KEEP        ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build run node test test-cluster check lint fuzz clean
+.PHONY: help build run node test test-cluster promises check lint fuzz clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -44,11 +45,21 @@ test-cluster: ## runs the tests on booted nodes: systemd, containerd, kubelet, A
 	export NODELOCALDNS_TEST_NODE=$$(test/node/build.sh)
 	CGO_ENABLED=0 go test -count=1 -timeout=15m -parallel=8 ./test/node/...
 
-check: ## does what CI does: lint, run, test and test-cluster, where a skipped test is a failure
+promises: ## kills, hangs and breaks what runs on a node, counts what its pods feel, and prints the tables (root; KILLTIME=30s)
+	@test/setup.sh promises
+	export NODELOCALDNS_TEST_NODE=$$(test/node/build.sh) NODELOCALDNS_PROMISES=$(CURDIR)/bin/promises NODELOCALDNS_PROMISES_TIME=$(KILLTIME)
+	rm -f bin/promises.md bin/promises.json
+	code=0
+	CGO_ENABLED=0 go test -count=1 -timeout=20m -parallel=4 ./test/promises || code=$$?
+	cat bin/promises.md
+	exit $$code
+
+check: ## does what CI does: lint, run, test, test-cluster and promises, where a skipped test is a failure
 	@$(MAKE) lint
 	$(MAKE) run
 	NODELOCALDNS_REQUIRE_ROOT=1 $(MAKE) test
 	$(MAKE) test-cluster
+	$(MAKE) promises
 
 lint: ## checks Go, shell and YAML files; every finding is an error
 	@test/setup.sh lint

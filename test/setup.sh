@@ -2,7 +2,7 @@
 # Installs with apt what a make target needs and this machine lacks. Does
 # nothing where all is there.
 #
-# usage: test/setup.sh run|test|node|lint
+# usage: test/setup.sh run|test|node|promises|lint
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,13 +14,16 @@ fail() {
 
 # command:package
 node=(ip:iproute2 iptables:iptables conntrack:conntrack sysctl:procps)
+booted=(ip:iproute2 ps:procps systemd-nspawn:systemd-container mmdebstrap:mmdebstrap)
 case ${1-} in
 run) need=("${node[@]}" dig:bind9-dnsutils curl:curl diff:diffutils) ;;
 # The race detector needs a C compiler, and systemd judges what we make of units.
 test) need=("${node[@]}" nft:nftables gcc:gcc systemd-analyze:systemd dbus-daemon:dbus) ;;
-node) need=(ip:iproute2 ps:procps systemd-nspawn:systemd-container mmdebstrap:mmdebstrap) ;;
+node) need=("${booted[@]}") ;;
+# The programs that look names up are in C.
+promises) need=("${booted[@]}" iptables:iptables gcc:gcc musl-gcc:musl-tools) ;;
 lint) need=(shellcheck:shellcheck yamllint:yamllint) ;;
-*) fail "unknown use ${1-\"\"}" 'usage: test/setup.sh run|test|node|lint' ;;
+*) fail "unknown use ${1-\"\"}" 'usage: test/setup.sh run|test|node|promises|lint' ;;
 esac
 
 # Ordinary users have no sbin in their PATH, and what lies there is installed
@@ -34,8 +37,11 @@ for pair in "${need[@]}"; do
 	command -v "${pair%%:*}" >/dev/null || packages+=("${pair#*:}")
 done
 # gcc alone brings no headers of libc.
-if [[ $1 == test && ! -e /usr/include/stdlib.h ]]; then
+if [[ $1 == test || $1 == promises ]] && [[ ! -e /usr/include/stdlib.h ]]; then
 	packages+=(libc6-dev)
+fi
+if [[ $1 == promises && ! -e /usr/include/ares.h ]]; then
+	packages+=(libc-ares-dev)
 fi
 ((${#packages[@]})) || exit 0
 
