@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/coreos/go-systemd/v22/dbus"
+	godbus "github.com/godbus/dbus/v5"
 )
 
 // Bus is the Systemd of the running node, asked over D-Bus. A connection is
@@ -133,10 +134,14 @@ func (Bus) ResetFailed(ctx context.Context, name string) error {
 		return err
 	}
 	defer conn.Close()
-	if st, err := status(ctx, conn, name); err != nil || st.Load == "not-found" && st.Active != "failed" {
-		return err
+	// systemd keeps nothing of a unit that does not run, has not failed, and that
+	// none of its other units names: it need not be gone.
+	err = conn.ResetFailedUnitContext(ctx, name)
+	var e godbus.Error
+	if errors.As(err, &e) && e.Name == "org.freedesktop.systemd1.NoSuchUnit" {
+		return nil
 	}
-	return conn.ResetFailedUnitContext(ctx, name)
+	return err
 }
 
 // Self is the unit that a process runs in, by the text of its /proc/PID/cgroup;
