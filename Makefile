@@ -17,13 +17,17 @@ KILLTIME    ?= 30s
 KEEP        ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build run node test test-cluster promises check lint fuzz clean
+.PHONY: help build package run node test test-cluster promises check lint fuzz clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 build: ## builds bin/nodelocaldns, static
 	$(BUILD) -o bin/ ./cmd/...
+
+package: ## builds deb and rpm for amd64 and arm64 into bin/package
+	@test/setup.sh package
+	units/package/build.sh bin/package
 
 run: build ## shows a pod's queries answered on its node, on a throwaway node (root; KEEP=1 leaves it up)
 	@test/setup.sh run
@@ -43,7 +47,7 @@ test: ## runs all tests with the race detector (as root also those on real inter
 test-cluster: ## runs the tests on booted nodes: systemd, containerd, kubelet, API server (root; builds them once)
 	@test/setup.sh node
 	export NODELOCALDNS_TEST_NODE=$$(test/node/build.sh)
-	CGO_ENABLED=0 go test -count=1 -timeout=15m -parallel=8 ./test/node/...
+	CGO_ENABLED=0 go test -count=1 -p=1 -timeout=15m -parallel=8 ./test/node/... ./test/package/node
 
 promises: ## kills, hangs and breaks what runs on a node, counts what its pods feel, and prints the tables (root; KILLTIME=30s)
 	@test/setup.sh promises

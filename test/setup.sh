@@ -2,7 +2,7 @@
 # Installs with apt what a make target needs and this machine lacks. Does
 # nothing where all is there.
 #
-# usage: test/setup.sh run|test|node|promises|lint
+# usage: test/setup.sh package|run|test|node|promises|lint
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,14 +16,16 @@ fail() {
 node=(ip:iproute2 iptables:iptables conntrack:conntrack sysctl:procps)
 booted=(ip:iproute2 ps:procps systemd-nspawn:systemd-container mmdebstrap:mmdebstrap)
 case ${1-} in
+package) need=() ;; # Go and git do it
 run) need=("${node[@]}" dig:bind9-dnsutils curl:curl diff:diffutils) ;;
-# The race detector needs a C compiler, and systemd judges what we make of units.
-test) need=("${node[@]}" nft:nftables gcc:gcc systemd-analyze:systemd dbus-daemon:dbus) ;;
+# The race detector needs a C compiler, systemd judges what we make of units, and
+# packages have judges of their own.
+test) need=("${node[@]}" nft:nftables gcc:gcc systemd-analyze:systemd dbus-daemon:dbus rpm:rpm lintian:lintian rpmlint:rpmlint mandoc:mandoc) ;;
 node) need=("${booted[@]}") ;;
 # The programs that look names up are in C.
 promises) need=("${booted[@]}" iptables:iptables gcc:gcc musl-gcc:musl-tools) ;;
 lint) need=(shellcheck:shellcheck yamllint:yamllint) ;;
-*) fail "unknown use ${1-\"\"}" 'usage: test/setup.sh run|test|node|promises|lint' ;;
+*) fail "unknown use ${1-\"\"}" 'usage: test/setup.sh package|run|test|node|promises|lint' ;;
 esac
 
 # Ordinary users have no sbin in their PATH, and what lies there is installed
