@@ -1,6 +1,12 @@
 // Package units holds what systemd runs: the unit files of this directory,
-// which are as a package installs them, and what they are for a node whose
-// configuration says otherwise.
+// which are as a package installs them, those below lib, which a package puts below
+// /usr/lib, and what they are for a node whose configuration says otherwise.
+//
+// The sockets are those of a socket unit, and not in the descriptor store of the
+// resolver. Either outlives a process that is killed or restarted, but what is
+// stored is gone when its service is stopped, nobody else can adopt it, and nobody
+// is started for the queries that wait in it. And systemd makes the sockets as root:
+// with a receive buffer that the resolver may not have.
 package units
 
 import (
@@ -8,6 +14,7 @@ import (
 	"embed"
 	"fmt"
 	"net/netip"
+	"path"
 	"slices"
 	"strings"
 )
@@ -25,8 +32,24 @@ const (
 // Names are all units, in the order in which they start.
 var Names = []string{Guard, Socket, Resolver, Relay, Kubelet, Resume}
 
-//go:embed *.socket *.service
+//go:embed *.socket *.service lib
 var files embed.FS
+
+// UnitDir is File.Dir of the units.
+const UnitDir = "systemd/system"
+
+// others are the files besides units.
+var others = []File{
+	// Where one of the two manages interfaces, it would take ours for its own.
+	{Dir: "systemd/network", Name: "10-nodelocaldns.network", Readers: []string{"/usr/lib/systemd/systemd-networkd", "/lib/systemd/systemd-networkd"}},
+	{Dir: "NetworkManager/conf.d", Name: "nodelocaldns.conf", Readers: []string{"/usr/sbin/NetworkManager", "/usr/bin/NetworkManager"}},
+	{Dir: "modules-load.d", Name: "nodelocaldns.conf"},
+
+	// Without the first, DynamicUser=yes does as well; without the second, nobody
+	// enables what no package has installed.
+	{Dir: "sysusers.d", Name: "nodelocaldns.conf", Packaged: true},
+	{Dir: "systemd/system-preset", Name: "90-nodelocaldns.preset", Packaged: true},
+}
 
 // What the files in this directory say. RelayProgram is that of Relay, Program that
 // of all other services.
@@ -35,6 +58,7 @@ const (
 	RelayProgram = "/usr/bin/nodelocaldns-relay"
 
 	address = "169.254.20.10:53"
+	device  = "nodelocaldns0"
 	before  = "Before=kubelet.service "
 	behind  = "After=kubelet.service "
 )
@@ -53,6 +77,7 @@ const (
 type Settings struct {
 	Listen     []netip.AddrPort // served over UDP and TCP
 	CacheBytes int64            // of the resolver, for all cached replies together
+	Interface  string           // that has the addresses
 	Kubelet    string           // the unit that runs the kubelet, where it is none of those that are known
 	Config     string           // --config of the program, absolute
 
@@ -62,20 +87,31 @@ type Settings struct {
 	Stamp string
 }
 
-// A File is one unit file.
+// A File is a unit, or another file that systemd or its like read. There are
+// several directories for each kind: in a package it is /usr/lib/Dir/Name, an
+// administrator's is /etc/Dir/Name, and the latter replaces the former.
 type File struct {
+	Dir      string // UnitDir, modules-load.d, …
 	Name     string // such as nodelocaldns.service
 	Content  []byte
-	WantedBy string // the target that starts it at boot, "" for none
+	WantedBy string   // the target that starts a unit at boot, "" for none
+	Readers  []string // the programs that read it: of use where one of them is, and nowhere else; none are everywhere
+	Packaged bool     // it is for packages alone
 }
 
-// Render returns the unit files for a node, in the order of Names. The error
-// is about a name that cannot stand in a unit file.
+// Unit says whether it is a unit.
+func (f File) Unit() bool { return f.Dir == UnitDir }
+
+// Render returns the files for a node: the units in the order of Names, then the
+// others. The error is about a name that cannot stand in one of them.
 func Render(s Settings) ([]File, error) {
 	for _, name := range []string{s.Config, s.Kubelet} {
 		if strings.ContainsAny(name, "\"'\\$%; \t\n") {
 			return nil, fmt.Errorf("the name %q cannot be put into a unit", name)
 		}
+	}
+	if strings.ContainsAny(s.Interface, "*?[]!,;=~ \t\n") {
+		return nil, fmt.Errorf("the name %q of the interface would stand for others too", s.Interface)
 	}
 	var out []File
 	for _, name := range Names {
@@ -83,7 +119,15 @@ func Render(s Settings) ([]File, error) {
 		if err != nil {
 			return nil, err // not reached: it is embedded
 		}
-		out = append(out, File{Name: name, Content: s.render(name, text), WantedBy: wantedBy(text)})
+		out = append(out, File{Dir: UnitDir, Name: name, Content: s.render(name, text), WantedBy: wantedBy(text)})
+	}
+	for _, f := range others {
+		text, err := files.ReadFile(path.Join("lib", f.Dir, f.Name))
+		if err != nil {
+			return nil, err // as above
+		}
+		f.Content = s.render(f.Name, text)
+		out = append(out, f)
 	}
 	return out, nil
 }
@@ -107,6 +151,8 @@ func (s Settings) render(name string, text []byte) []byte {
 			fmt.Fprintf(&out, "Environment=GOMEMLIMIT=%dMiB\n", s.memory()>>20)
 		case strings.HasPrefix(line, "MemoryMax=") && cache:
 			fmt.Fprintf(&out, "MemoryMax=%dM\n", (s.memory()+spareBytes)>>20)
+		case s.Interface != "" && (line == "Name="+device+"\n" || line == "match-device=interface-name:"+device+"\n"):
+			out.WriteString(strings.Replace(line, device, s.Interface, 1))
 		case strings.HasPrefix(line, before) && s.elsewhere(line):
 			out.WriteString(line + "Before=" + s.Kubelet + "\n")
 		case strings.HasPrefix(line, behind) && s.elsewhere(line):

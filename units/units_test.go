@@ -1,6 +1,7 @@
 package units
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -29,9 +30,13 @@ func addresses(list ...string) (out []netip.AddrPort) {
 // What a package installs and what is rendered for a default configuration
 // are the same.
 func TestTheFilesAreThoseOfADefaultConfiguration(t *testing.T) {
-	for _, s := range []Settings{{}, {Listen: addresses("169.254.20.10:53"), CacheBytes: 32 << 20, Kubelet: "k3s.service"}} {
+	for _, s := range []Settings{{}, {Listen: addresses("169.254.20.10:53"), CacheBytes: 32 << 20, Kubelet: "k3s.service", Interface: "nodelocaldns0"}} {
 		for _, f := range render(t, s) {
-			want, err := os.ReadFile(f.Name)
+			name := f.Name
+			if !f.Unit() {
+				name = filepath.Join("lib", f.Dir, f.Name)
+			}
+			want, err := os.ReadFile(name)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -48,11 +53,16 @@ func TestWhatTheConfigurationSaysIsInTheUnits(t *testing.T) {
 	for i, f := range render(t, Settings{
 		Listen:     addresses("169.254.20.10:53", "[fd00::a]:53"),
 		CacheBytes: 64 << 20,
+		Interface:  "dns0",
 		Kubelet:    "our-kubelet.service",
 		Config:     "/etc/dns.yaml",
 		Stamp:      "0123abcd",
 	}) {
-		got.WriteString(f.Name + ", started by " + f.WantedBy + "\n")
+		if f.Unit() {
+			got.WriteString(f.Name + ", started by " + f.WantedBy + "\n")
+		} else {
+			fmt.Fprintf(&got, "%s/%s, packaged %t, read by %s\n", f.Dir, f.Name, f.Packaged, f.Readers)
+		}
 		had, now := strings.SplitAfter(string(plain[i].Content), "\n"), strings.SplitAfter(string(f.Content), "\n")
 		for _, line := range had {
 			if !slices.Contains(now, line) {
@@ -91,6 +101,15 @@ nodelocaldns-resume.service, started by multi-user.target
 - ExecStart=/usr/bin/nodelocaldns apply --resume
 + After=our-kubelet.service
 + ExecStart=/usr/bin/nodelocaldns --config /etc/dns.yaml apply --resume
+systemd/network/10-nodelocaldns.network, packaged false, read by [/usr/lib/systemd/systemd-networkd /lib/systemd/systemd-networkd]
+- Name=nodelocaldns0
++ Name=dns0
+NetworkManager/conf.d/nodelocaldns.conf, packaged false, read by [/usr/sbin/NetworkManager /usr/bin/NetworkManager]
+- match-device=interface-name:nodelocaldns0
++ match-device=interface-name:dns0
+modules-load.d/nodelocaldns.conf, packaged false, read by []
+sysusers.d/nodelocaldns.conf, packaged true, read by []
+systemd/system-preset/90-nodelocaldns.preset, packaged true, read by []
 `
 	if got.String() != want {
 		t.Errorf("what differs is\n%swant\n%s", &got, want)
@@ -98,26 +117,36 @@ nodelocaldns-resume.service, started by multi-user.target
 }
 
 func TestANameThatSystemdWouldReadOtherwiseIsRefused(t *testing.T) {
-	for _, s := range []Settings{{Config: "/etc/a b"}, {Config: "/run/%i"}, {Config: "/var/$x"}, {Kubelet: "a\nb"}} {
+	for _, s := range []Settings{{Config: "/etc/a b"}, {Config: "/run/%i"}, {Config: "/var/$x"}, {Kubelet: "a\nb"}, {Interface: "dns*"}} {
 		if _, err := Render(s); err == nil {
 			t.Errorf("%+v: no error", s)
 		}
 	}
 }
 
-// systemd itself has nothing to say about them.
-func TestSystemdTakesTheUnits(t *testing.T) {
-	analyze, err := exec.LookPath("systemd-analyze")
+// tool is a program of systemd.
+func tool(t *testing.T, name string) string {
+	t.Helper()
+	file, err := exec.LookPath(name)
 	if err != nil {
 		if os.Getenv("NODELOCALDNS_REQUIRE_ROOT") == "1" {
 			t.Fatal(err)
 		}
-		t.Skip("needs systemd-analyze of Debian's package systemd")
+		t.Skip("needs " + name + " of Debian's package systemd")
 	}
+	return file
+}
+
+// systemd itself has nothing to say about them.
+func TestSystemdTakesTheUnits(t *testing.T) {
+	analyze := tool(t, "systemd-analyze")
 	for _, s := range []Settings{{}, {Listen: addresses("[fd00::a]:5353"), Kubelet: "x.service", Config: "/etc/dns.yaml", Stamp: "0123abcd"}} {
 		dir := t.TempDir()
 		args := []string{"verify", "--man=no"}
 		for _, f := range render(t, s) {
+			if !f.Unit() {
+				continue
+			}
 			// The program need not be installed here.
 			text := strings.NewReplacer("ExecStart="+RelayProgram, "ExecStart=/bin/true", "ExecStart="+Program, "ExecStart=/bin/true").Replace(string(f.Content))
 			name := filepath.Join(dir, f.Name)
@@ -136,5 +165,63 @@ func TestSystemdTakesTheUnits(t *testing.T) {
 		if err != nil || ours != nil {
 			t.Errorf("%v\n%s", err, out)
 		}
+	}
+}
+
+// What a package brings besides units is taken by those who read it.
+func TestSystemdTakesWhatAPackageBrings(t *testing.T) {
+	sysusers, systemctl := tool(t, "systemd-sysusers"), tool(t, "systemctl")
+	root := t.TempDir()
+	for _, f := range render(t, Settings{}) {
+		name := filepath.Join(root, "usr/lib", f.Dir, f.Name)
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, f.Content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(root, "etc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if os.Geteuid() == 0 { // it gives what it writes to root
+		if out, err := exec.Command(sysusers, "--root="+root).CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+		if users, err := os.ReadFile(filepath.Join(root, "etc/passwd")); err != nil || !strings.Contains(string(users), "DNS of this node's pods") {
+			t.Errorf("the users are %q, %v", users, err)
+		}
+	}
+	for _, f := range render(t, Settings{}) {
+		if f.WantedBy == "" {
+			continue
+		}
+		if out, err := exec.Command(systemctl, "--root="+root, "preset", f.Name).CombinedOutput(); err != nil || len(out) > 0 {
+			t.Errorf("preset %s: %v\n%s", f.Name, err, out)
+		}
+		if out, _ := exec.Command(systemctl, "--root="+root, "is-enabled", f.Name).CombinedOutput(); string(out) != "disabled\n" {
+			t.Errorf("%s is then %s", f.Name, out)
+		}
+	}
+	// One is enabled, and brings the others.
+	if out, err := exec.Command(systemctl, "--root="+root, "enable", Resolver).CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	var got strings.Builder
+	for _, f := range render(t, Settings{}) {
+		if f.Unit() {
+			out, _ := exec.Command(systemctl, "--root="+root, "is-enabled", f.Name).CombinedOutput()
+			got.WriteString(f.Name + " " + string(out))
+		}
+	}
+	const want = `nodelocaldns-guard.service enabled
+nodelocaldns.socket enabled
+nodelocaldns.service enabled
+nodelocaldns-relay.service static
+nodelocaldns-kubelet.service enabled
+nodelocaldns-resume.service enabled
+`
+	if got.String() != want {
+		t.Errorf("enabled:\n%swant\n%s", &got, want)
 	}
 }

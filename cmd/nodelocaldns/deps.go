@@ -52,6 +52,7 @@ func (a *app) plans(cfg config.Config, log *slog.Logger, boot bool) (*plans, err
 		want.Units = &units.Settings{
 			Listen:     cfg.Resolver(nil).Listen,
 			CacheBytes: cfg.Cache.MaxBytes,
+			Interface:  cfg.Listen.Interface,
 			Kubelet:    cfg.Kubelet.Unit,
 			Config:     file,
 			Stamp:      stamp(cfg),

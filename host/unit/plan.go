@@ -16,12 +16,13 @@ import (
 
 // etc is where the administrator's units are, those that we install, and the
 // links that enable units.
-const etc = "/etc/systemd/system"
+const etc = "/etc/" + units.UnitDir
 
-// elsewhere are the directories for the units of packages, and for those that
-// end with a reboot, in systemd's order (systemd.unit(5), table 1). Where /lib
-// is not /usr/lib, Debian's packages have their units in it.
-var elsewhere = []string{"/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"}
+// elsewhere are the directories for the files of packages, and for those that
+// end with a reboot, in systemd's order (systemd.unit(5), table 1; systemd.network(5),
+// modules-load.d(5), NetworkManager.conf(5)). Where /lib is not /usr/lib, Debian's
+// packages have their units in it.
+var elsewhere = []string{"/run", "/usr/local/lib", "/usr/lib", "/lib"}
 
 // A file is one that is to be written.
 type file struct {
@@ -117,25 +118,41 @@ func (s *Step) program(name string) error {
 	return nil
 }
 
-// A found is what is there of one unit.
+// A found is what is there of one file.
 type found struct {
 	units.File
-	at   string // the file that systemd reads, "" for none
-	data []byte // of a file in etc that is ours
+	name string // where we put it
+	at   string // the file that is read, "" for none
+	data []byte // of a file that is ours
 	ours bool   // we wrote it
 
 	packaged string // a file elsewhere, which need not be the one that counts
+}
+
+// label is the file in words: units have their names to themselves.
+func (u found) label() string {
+	if u.Unit() {
+		return u.Name
+	}
+	return u.name
 }
 
 func (s *Step) find() ([]found, error) {
 	var out []found
 	var brought, missing []string
 	for _, f := range s.cfg.Units {
-		u, err := s.findUnit(f)
+		if of, err := s.ofUse(f); err != nil || !of {
+			if err != nil {
+				return nil, err
+			}
+			continue
+		}
+		u, err := s.findFile(f)
 		if err != nil {
 			return nil, err
 		}
 		switch {
+		case !f.Unit():
 		case u.at == "":
 			missing = append(missing, f.Name)
 		case u.packaged != "" && !u.ours:
@@ -149,22 +166,39 @@ func (s *Step) find() ([]found, error) {
 	return out, nil
 }
 
-func (s *Step) findUnit(f units.File) (found, error) {
-	u := found{File: f}
-	name := path.Join(etc, f.Name)
+// ofUse says whether anybody would read the file, and it is for us to bring it.
+func (s *Step) ofUse(f units.File) (bool, error) {
+	if f.Packaged || f.Readers == nil {
+		return !f.Packaged, nil
+	}
+	for _, name := range f.Readers {
+		_, err := s.cfg.Tree.Stat(name)
+		if err == nil || !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
+			return err == nil, err
+		}
+	}
+	return false, nil
+}
+
+// findFile finds out what is there by the name of a file of ours. What is not a
+// unit need not be ours to be right: who has a file of that name, or masks it, has
+// decided.
+func (s *Step) findFile(f units.File) (found, error) {
+	name := path.Join("/etc", f.Dir, f.Name)
+	u := found{File: f, name: name}
 	kind, err := s.kindOf(name)
 	if err != nil {
 		return u, err
 	}
 	for _, dir := range elsewhere {
-		at := path.Join(dir, f.Name)
+		at := path.Join(dir, f.Dir, f.Name)
 		k, err := s.kindOf(at)
 		switch {
 		case err != nil:
 			return u, err
-		case k == isMask && kind == isNothing && u.packaged == "":
+		case k == isMask && kind == isNothing && u.packaged == "" && f.Unit():
 			return u, masked(at)
-		case k == isFile || k == isLink:
+		case k == isFile || k == isLink || k == isMask && !f.Unit():
 			if u.packaged == "" {
 				u.packaged = at
 			}
@@ -175,7 +209,11 @@ func (s *Step) findUnit(f units.File) (found, error) {
 		u.at = u.packaged
 		return u, nil
 	case isMask:
-		return u, masked(name)
+		if f.Unit() {
+			return u, masked(name)
+		}
+		u.at, u.packaged = name, name
+		return u, nil
 	case isLink: // systemctl link, or a system whose /etc is made of links
 		u.at, u.packaged = name, name
 		return u, nil
@@ -191,9 +229,11 @@ func (s *Step) findUnit(f units.File) (found, error) {
 	switch {
 	case this:
 		u.ours, u.data = true, data
-	case any:
+	case any && f.Unit():
 		return u, refuse("put the edit into a drop-in (systemctl edit "+f.Name+") and delete the file; "+keepHint, "%s changed since we wrote it", name)
-	case u.packaged != "", equal(data, f.Content): // somebody's own, in place of the package's or as we would have it
+	case any:
+		return u, refuse("delete it; "+keepHint, "%s changed since we wrote it", name)
+	case u.packaged != "", equal(data, f.Content), !f.Unit(): // somebody's own, in place of the package's or as we would have it
 		u.packaged = name
 	default:
 		return u, refuse("move it away: the name is ours; what is to differ goes into a drop-in (systemctl edit "+f.Name+")", "%s is not ours", name)
@@ -240,25 +280,24 @@ func (s *Step) kindOf(name string) (kind, error) {
 func (s *Step) planFiles(p *plan, all []found) error {
 	var fresh, changed []string
 	for _, u := range all {
-		name := path.Join(etc, u.Name)
 		if u.at != "" && !u.ours {
-			p.brought = path.Dir(u.at)
+			if u.Unit() {
+				p.brought = path.Dir(u.at)
+			}
 			continue
 		}
-		p.shadows = p.shadows || u.packaged != ""
-		p.after.Files[name] = sum(u.Content)
+		p.shadows = p.shadows || u.packaged != "" && u.Unit()
+		p.after.Files[u.name] = sum(u.Content)
 		switch {
 		case u.data == nil:
-			fresh = append(fresh, u.Name)
+			fresh = append(fresh, u.label())
 		case !equal(u.data, u.Content):
-			changed = append(changed, u.Name)
+			changed = append(changed, u.label())
 		default:
 			continue
 		}
-		p.files = append(p.files, file{name, u.data, u.Content})
-	}
-	if len(p.files) > 0 {
-		if err := s.needDir(p, etc); err != nil {
+		p.files = append(p.files, file{u.name, u.data, u.Content})
+		if err := s.needDir(p, path.Dir(u.name)); err != nil {
 			return err
 		}
 	}
@@ -284,13 +323,13 @@ func (s *Step) planLinks(p *plan, all []found) error {
 		dir := path.Join(etc, u.WantedBy+".wants")
 		name := path.Join(dir, u.Name)
 		enabled := false
-		for _, d := range append([]string{etc}, elsewhere...) {
-			at := path.Join(d, u.WantedBy+".wants", u.Name)
+		for _, d := range append([]string{"/etc"}, elsewhere...) {
+			at := path.Join(d, u.Dir, u.WantedBy+".wants", u.Name)
 			k, err := s.kindOf(at)
 			if err != nil {
 				return err
 			}
-			if k == isMask && d == etc {
+			if k == isMask && d == "/etc" {
 				return refuse("somebody does not want it to start at boot; remove the link if that is over", "%s is a link to /dev/null", at)
 			}
 			enabled = enabled || k != isNothing
@@ -303,7 +342,7 @@ func (s *Step) planLinks(p *plan, all []found) error {
 		}
 		target := u.at
 		if target == "" {
-			target = path.Join(etc, u.Name)
+			target = u.name
 		}
 		if err := s.needDir(p, dir); err != nil {
 			return err
@@ -345,15 +384,21 @@ func (s *Step) needDir(p *plan, dir string) error {
 // planStates plans what systemd is to be asked for.
 func (s *Step) planStates(ctx context.Context, p *plan, all []found) error {
 	p.states = map[string]Status{}
-	p.reload = len(p.files)+len(p.links) > 0
+	p.reload = len(p.links) > 0
 	for _, u := range all {
+		written := slices.ContainsFunc(p.files, func(f file) bool { return f.name == u.name })
+		if !u.Unit() {
+			// Nobody has to read it now. systemd-networkd may manage our interface
+			// already, and leaves it alone until it is reloaded (seen with 252), which
+			// would bring into force what else is edited; then it reads this.
+			continue
+		}
+		p.reload = p.reload || written
 		st, err := s.cfg.Systemd.Status(ctx, u.Name)
 		if err != nil {
 			return err
 		}
 		p.states[u.Name] = st
-		name := path.Join(etc, u.Name)
-		written := slices.ContainsFunc(p.files, func(f file) bool { return f.name == name })
 		if !written && (st.Stale || st.Load == "not-found") {
 			p.reload = true
 			p.because("systemd has not read %s yet", u.at)
@@ -361,7 +406,7 @@ func (s *Step) planStates(ctx context.Context, p *plan, all []found) error {
 		if u.Name == units.Kubelet || u.Name == units.Resume {
 			continue // they are for the boot
 		}
-		older := written || s.held.unsure(name) && !s.restarted
+		older := written || s.held.unsure(u.name) && !s.restarted
 		if written && u.data != nil && u.Name == units.Socket && st.running() {
 			p.because("the sockets stay as they are until the node starts again")
 		}
@@ -405,14 +450,15 @@ func (p *plan) diff() string {
 			continue
 		}
 		old, now := strings.Split(string(f.was), "\n"), strings.Split(string(f.now), "\n")
+		label := strings.TrimPrefix(f.name, etc+"/")
 		for _, l := range old {
 			if !slices.Contains(now, l) {
-				fmt.Fprintf(&out, "- %s: %s\n", path.Base(f.name), l)
+				fmt.Fprintf(&out, "- %s: %s\n", label, l)
 			}
 		}
 		for _, l := range now {
 			if !slices.Contains(old, l) {
-				fmt.Fprintf(&out, "+ %s: %s\n", path.Base(f.name), l)
+				fmt.Fprintf(&out, "+ %s: %s\n", label, l)
 			}
 		}
 	}

@@ -63,8 +63,8 @@ type Config struct {
 	Files   fsys.Files
 	Systemd Systemd // nil: nothing runs there, so that files and links are all there is
 
-	// Units are the unit files as this version writes them for the
-	// configuration; none where only Undo is called.
+	// Units are our units, and what belongs to them, as this version writes them
+	// for the configuration; none where only Undo is called.
 	Units []units.File
 
 	// Self is the unit that this process runs in, if any. It is never stopped
@@ -76,7 +76,10 @@ type Config struct {
 }
 
 // A Step is our units: installed from this program where nobody has brought
-// them, enabled, and, but for those that run once at boot, started. Files that somebody else has brought are never written.
+// them, enabled, and, but for those that run once at boot and the relay, started.
+// Files that keep others from our interface, and load modules at boot, come with
+// them, each where nobody has brought it and somebody reads it. Files that somebody
+// else has brought are never written.
 //
 // When it replaces a unit file, the resolver and guard are restarted, which
 // costs no query: they wait in the sockets. The sockets are not, which would:

@@ -3,7 +3,9 @@ package unit_test
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -30,10 +32,16 @@ func version(text string) []units.File {
 		case units.Relay:
 			wants = ""
 		}
-		out = append(out, units.File{Name: name, Content: []byte("# " + text + " " + name + "\n"), WantedBy: wants})
+		out = append(out, units.File{Dir: units.UnitDir, Name: name, Content: []byte("# " + text + " " + name + "\n"), WantedBy: wants})
 	}
-	return out
+	return append(out,
+		units.File{Dir: "systemd/network", Name: "10-our.network", Content: []byte("# " + text + " network\n"), Readers: []string{"/opt/networkd", networkd}},
+		units.File{Dir: "modules-load.d", Name: "our.conf", Content: []byte("# " + text + " modules\n")},
+		units.File{Dir: "sysusers.d", Name: "our.conf", Content: []byte("# " + text + " user\n"), Packaged: true})
 }
+
+// networkd reads one of them.
+const networkd = "/usr/lib/systemd/systemd-networkd"
 
 // A node is a file tree with systemd over it.
 type node struct {
@@ -126,13 +134,19 @@ func (n *node) beyond(before string) string {
 	return out.String()
 }
 
-// packaged is a package's units in a directory.
+// packaged is what a package has brought below a directory.
 func packaged(dir string) map[string]string {
 	out := map[string]string{}
 	for _, f := range version("a package's") {
-		out[filepath.Join(dir, f.Name)] = string(f.Content)
+		out[filepath.Join(dir, f.Dir, f.Name)] = string(f.Content)
 	}
 	return out
+}
+
+// onlyUnits is the tree without what is no unit.
+func onlyUnits(tree map[string]string) map[string]string {
+	maps.DeleteFunc(tree, func(name, _ string) bool { return path.Base(path.Dir(name)) != "system" })
+	return tree
 }
 
 func with(tree map[string]string, more ...string) map[string]string {
@@ -142,26 +156,29 @@ func with(tree map[string]string, more ...string) map[string]string {
 	return tree
 }
 
-// What holds for every step, on nodes of several kinds.
+// What holds for every step, on nodes of several kinds. One file of each sort is
+// enough: every two writes may fail together.
 func TestStepUnit(t *testing.T) {
-	const running = `nodelocaldns-guard.service: active
-nodelocaldns.service: active
+	some := slices.DeleteFunc(version("a"), func(f units.File) bool {
+		return f.Unit() && !slices.Contains([]string{units.Socket, units.Resolver, units.Relay}, f.Name)
+	})
+	const running = `nodelocaldns.service: active
 nodelocaldns.socket: active
 `
-	const files = `-rw-r--r-- /etc/systemd/system/nodelocaldns-guard.service "# a nodelocaldns-guard.service\n"
--rw-r--r-- /etc/systemd/system/nodelocaldns-kubelet.service "# a nodelocaldns-kubelet.service\n"
--rw-r--r-- /etc/systemd/system/nodelocaldns-relay.service "# a nodelocaldns-relay.service\n"
--rw-r--r-- /etc/systemd/system/nodelocaldns-resume.service "# a nodelocaldns-resume.service\n"
+	const files = `-rw-r--r-- /etc/systemd/system/nodelocaldns-relay.service "# a nodelocaldns-relay.service\n"
 -rw-r--r-- /etc/systemd/system/nodelocaldns.service "# a nodelocaldns.service\n"
 -rw-r--r-- /etc/systemd/system/nodelocaldns.socket "# a nodelocaldns.socket\n"
 `
-	const wants = `Lrwxrwxrwx /etc/systemd/system/multi-user.target.wants/nodelocaldns-guard.service -> /etc/systemd/system/nodelocaldns-guard.service
-Lrwxrwxrwx /etc/systemd/system/multi-user.target.wants/nodelocaldns-kubelet.service -> /etc/systemd/system/nodelocaldns-kubelet.service
-Lrwxrwxrwx /etc/systemd/system/multi-user.target.wants/nodelocaldns-resume.service -> /etc/systemd/system/nodelocaldns-resume.service
-Lrwxrwxrwx /etc/systemd/system/multi-user.target.wants/nodelocaldns.service -> /etc/systemd/system/nodelocaldns.service
+	const wants = `Lrwxrwxrwx /etc/systemd/system/multi-user.target.wants/nodelocaldns.service -> /etc/systemd/system/nodelocaldns.service
 `
 	const socket = `drwxr-xr-x /etc/systemd/system/sockets.target.wants
 Lrwxrwxrwx /etc/systemd/system/sockets.target.wants/nodelocaldns.socket -> /etc/systemd/system/nodelocaldns.socket
+`
+	const modules = `drwxr-xr-x /etc/modules-load.d
+-rw-r--r-- /etc/modules-load.d/our.conf "# a modules\n"
+`
+	const network = `drwxr-xr-x /etc/systemd/network
+-rw-r--r-- /etc/systemd/network/10-our.network "# a network\n"
 `
 	for _, tt := range []struct {
 		name  string
@@ -169,17 +186,16 @@ Lrwxrwxrwx /etc/systemd/system/sockets.target.wants/nodelocaldns.socket -> /etc/
 		image bool // nothing runs there
 		want  string
 	}{
-		{"an image without /etc/systemd", map[string]string{"/etc/": ""}, true, `drwxr-xr-x /etc/systemd
+		{"an image without /etc/systemd", map[string]string{"/etc/": ""}, true, modules + `drwxr-xr-x /etc/systemd
 drwxr-xr-x /etc/systemd/system
 drwxr-xr-x /etc/systemd/system/multi-user.target.wants
 ` + wants + files + socket},
-		{"a node that runs", map[string]string{"/etc/systemd/system/multi-user.target.wants/other.service": "-> /x"}, false, wants + files + socket + running},
-		{"a package has brought them and enabled some", with(packaged("/usr/lib/systemd/system"),
-			"/etc/systemd/system/multi-user.target.wants/nodelocaldns.service", "-> /usr/lib/systemd/system/nodelocaldns.service",
+		{"a node that runs, with networkd", map[string]string{"/etc/systemd/system/multi-user.target.wants/other.service": "-> /x", networkd: "program"}, false,
+			modules + network + wants + files + socket + running},
+		{"a package has brought them and enabled one", with(packaged("/usr/lib"),
 			"/usr/lib/systemd/system/sockets.target.wants/nodelocaldns.socket", "-> ../nodelocaldns.socket",
-		), false, `Lrwxrwxrwx /etc/systemd/system/multi-user.target.wants/nodelocaldns-guard.service -> /usr/lib/systemd/system/nodelocaldns-guard.service
-Lrwxrwxrwx /etc/systemd/system/multi-user.target.wants/nodelocaldns-kubelet.service -> /usr/lib/systemd/system/nodelocaldns-kubelet.service
-Lrwxrwxrwx /etc/systemd/system/multi-user.target.wants/nodelocaldns-resume.service -> /usr/lib/systemd/system/nodelocaldns-resume.service
+			"/etc/systemd/system/multi-user.target.wants/", "",
+		), false, `Lrwxrwxrwx /etc/systemd/system/multi-user.target.wants/nodelocaldns.service -> /usr/lib/systemd/system/nodelocaldns.service
 ` + running},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -194,7 +210,7 @@ Lrwxrwxrwx /etc/systemd/system/multi-user.target.wants/nodelocaldns-resume.servi
 				}
 				return at.Node
 			}
-			hosttest.RunStep(t, setup, func(*hosttest.Node) step.Step { return at.step(t, version("a")) }, strings.TrimSuffix(tt.want, "\n"))
+			hosttest.RunStep(t, setup, func(*hosttest.Node) step.Step { return at.step(t, some) }, strings.TrimSuffix(tt.want, "\n"))
 		})
 	}
 }
@@ -225,7 +241,7 @@ func TestChangedUnitsAreReplacedAndRestarted(t *testing.T) {
 	if err := ref.apply(t, version("a")); err != nil {
 		t.Fatal(err)
 	}
-	const found = `pending: nodelocaldns-guard.service, nodelocaldns.socket, nodelocaldns.service, nodelocaldns-relay.service, nodelocaldns-kubelet.service, nodelocaldns-resume.service: written by another version, or for another configuration; the sockets stay as they are until the node starts again
+	const found = `pending: nodelocaldns-guard.service, nodelocaldns.socket, nodelocaldns.service, nodelocaldns-relay.service, nodelocaldns-kubelet.service, nodelocaldns-resume.service, /etc/modules-load.d/our.conf: written by another version, or for another configuration; the sockets stay as they are until the node starts again
 - nodelocaldns-guard.service: # a nodelocaldns-guard.service
 + nodelocaldns-guard.service: # b nodelocaldns-guard.service
 - nodelocaldns.socket: # a nodelocaldns.socket
@@ -238,6 +254,8 @@ func TestChangedUnitsAreReplacedAndRestarted(t *testing.T) {
 + nodelocaldns-kubelet.service: # b nodelocaldns-kubelet.service
 - nodelocaldns-resume.service: # a nodelocaldns-resume.service
 + nodelocaldns-resume.service: # b nodelocaldns-resume.service
+- /etc/modules-load.d/our.conf: # a modules
++ /etc/modules-load.d/our.conf: # b modules
 + nodelocaldns-guard.service restarted
 + nodelocaldns.service restarted`
 	if diff := cmp.Diff(found, ref.check(t, version("b"))); diff != "" {
@@ -306,6 +324,7 @@ func TestFindings(t *testing.T) {
 + /etc/systemd/system/nodelocaldns-relay.service
 + /etc/systemd/system/nodelocaldns-kubelet.service
 + /etc/systemd/system/nodelocaldns-resume.service
++ /etc/modules-load.d/our.conf
 + /etc/systemd/system/multi-user.target.wants/nodelocaldns-guard.service -> /etc/systemd/system/nodelocaldns-guard.service
 + /etc/systemd/system/sockets.target.wants/nodelocaldns.socket -> /etc/systemd/system/nodelocaldns.socket
 + /etc/systemd/system/multi-user.target.wants/nodelocaldns.service -> /etc/systemd/system/nodelocaldns.service
@@ -351,23 +370,23 @@ func TestFindings(t *testing.T) {
 			want: "pending: nodelocaldns.socket: not installed\n+ /etc/systemd/system/nodelocaldns.socket",
 		},
 		{
-			name: "a unit of the package was replaced, and systemd has not read it", tree: packaged(usr), applied: true,
+			name: "a unit of the package was replaced, and systemd has not read it", tree: packaged("/usr/lib"), applied: true,
 			do:   func(t *testing.T, n *node) { n.put(t, usr+"nodelocaldns.service", "# newer") },
 			want: "pending: systemd has not read /usr/lib/systemd/system/nodelocaldns.service yet\n+ systemd reads its files again",
 		},
-		{name: "a package has brought them", tree: packaged("/lib/systemd/system"), applied: true,
+		{name: "a package has brought them", tree: packaged("/lib"), applied: true,
 			want: "satisfied: of a package in /lib/systemd/system; guard, socket and resolver run"},
 		{
 			name: "a package has brought them later", applied: true,
 			do: func(t *testing.T, n *node) {
-				for name, content := range packaged(usr) {
+				for name, content := range packaged("/usr/lib") {
 					n.put(t, name, content)
 				}
 			},
 			want: "satisfied: installed from this program, over those of a package; guard, socket and resolver run",
 		},
 		{
-			name: "a person has their own in place of the package's", applied: true, tree: with(packaged(usr), etc+"nodelocaldns.service", "# mine"),
+			name: "a person has their own in place of the package's", applied: true, tree: with(packaged("/usr/lib"), etc+"nodelocaldns.service", "# mine"),
 			want: "satisfied: of a package in /usr/lib/systemd/system; guard, socket and resolver run",
 		},
 		{
@@ -391,14 +410,47 @@ func TestFindings(t *testing.T) {
 				"somebody does not want it to run; systemctl unmask nodelocaldns.socket if that is over",
 		},
 		{
-			name: "a package's, masked until the next boot", tree: with(packaged(usr), "/run/systemd/system/nodelocaldns.service", "-> /dev/null"),
+			name: "a package's, masked until the next boot", tree: with(packaged("/usr/lib"), "/run/systemd/system/nodelocaldns.service", "-> /dev/null"),
 			want: "blocked: /run/systemd/system/nodelocaldns.service masks our unit\n" +
 				"somebody does not want it to run; systemctl unmask nodelocaldns.service if that is over",
 		},
 		{
-			name: "not to be started at boot", tree: with(packaged(usr), etc+"sockets.target.wants/nodelocaldns.socket", "-> /dev/null"),
+			name: "not to be started at boot", tree: with(packaged("/usr/lib"), etc+"sockets.target.wants/nodelocaldns.socket", "-> /dev/null"),
 			want: "blocked: /etc/systemd/system/sockets.target.wants/nodelocaldns.socket is a link to /dev/null\n" +
 				"somebody does not want it to start at boot; remove the link if that is over",
+		},
+		{
+			name: "a package without what is no unit", tree: onlyUnits(packaged("/usr/lib")),
+			do: func(t *testing.T, n *node) {
+				for _, name := range []string{units.Guard, units.Socket, units.Resolver} {
+					if err := n.systemd.Start(t.Context(), name); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for _, f := range version("") {
+					if f.WantedBy != "" {
+						n.put(t, etc+f.WantedBy+".wants/"+f.Name, "-> "+usr+f.Name)
+					}
+				}
+			},
+			want: "pending: /etc/modules-load.d/our.conf: not installed\n+ /etc/modules-load.d/our.conf",
+		},
+		{
+			name: "networkd came later", applied: true, do: func(t *testing.T, n *node) { n.put(t, networkd, "program") },
+			want: "pending: /etc/systemd/network/10-our.network: not installed\n+ /etc/systemd/network/10-our.network",
+		},
+		{
+			name: "somebody has other modules loaded", applied: true, tree: map[string]string{"/etc/modules-load.d/our.conf": "# mine"},
+			want: "satisfied: installed from this program; guard, socket and resolver run",
+		},
+		{
+			name: "somebody wants none of them loaded", applied: true, tree: map[string]string{"/etc/modules-load.d/our.conf": "-> /dev/null"},
+			want: "satisfied: installed from this program; guard, socket and resolver run",
+		},
+		{
+			name: "somebody has edited what is no unit", applied: true, do: func(t *testing.T, n *node) { n.put(t, "/etc/modules-load.d/our.conf", "# mine") },
+			want: "blocked: /etc/modules-load.d/our.conf changed since we wrote it\n" +
+				"delete it; nodelocaldns rollback --keep=unit/nodelocaldns leaves it as it is",
 		},
 		{
 			name: "half of a package", tree: map[string]string{usr + "nodelocaldns.service": "# x", usr + "nodelocaldns.socket": "# x"},
@@ -495,6 +547,16 @@ func TestRollbackLeavesWhatIsNotOurs(t *testing.T) {
 			left: "all",
 		},
 		{
+			name: "an edited file that is no unit, and then all of them", do: func(t *testing.T, n *node) { n.put(t, "/etc/modules-load.d/our.conf", "# mine") },
+			err: "unit/nodelocaldns: undo: /etc/modules-load.d/our.conf changed since we wrote it\n" +
+				"nodelocaldns rollback --keep=unit/nodelocaldns leaves it as it is",
+			left: "all",
+		},
+		{
+			name: "what somebody has put beside a file of ours", do: func(t *testing.T, n *node) { n.put(t, "/etc/modules-load.d/theirs.conf", "# mine") },
+			left: "drwxr-xr-x /etc/modules-load.d\n-rw-r--r-- /etc/modules-load.d/theirs.conf \"# mine\"\n",
+		},
+		{
 			name: "a link to something else, and its directory", do: func(t *testing.T, n *node) {
 				n.remove(t, etc+"sockets.target.wants/nodelocaldns.socket")
 				n.put(t, etc+"sockets.target.wants/nodelocaldns.socket", "-> /mine")
@@ -519,7 +581,7 @@ Lrwxrwxrwx /etc/systemd/system/sockets.target.wants/nodelocaldns.socket -> /mine
 			name: "the unit that it runs in", do: func(_ *testing.T, n *node) { n.self = units.Guard },
 			left: "nodelocaldns-guard.service: active, by an older file\n",
 		},
-		{name: "a package's units, which ran before us", tree: packaged("/usr/lib/systemd/system"), do: func(*testing.T, *node) {}},
+		{name: "a package's units, which ran before us", tree: packaged("/usr/lib"), do: func(*testing.T, *node) {}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			n := newNode(t, with(map[string]string{"/etc/systemd/system/": ""}, slices.Concat(pairs(tt.tree)...)...))
@@ -663,7 +725,7 @@ func TestAUnitThatDoesNotStartIsReportedAndTriedAgain(t *testing.T) {
 // systemd makes no sockets where one who runs has made their own.
 func TestWhoeverAnswersWithoutTheSocketIsStoppedFirst(t *testing.T) {
 	for _, name := range []string{units.Resolver, units.Relay} {
-		n := newNode(t, packaged("/usr/lib/systemd/system"))
+		n := newNode(t, packaged("/usr/lib"))
 		if err := n.systemd.Start(t.Context(), name); err != nil {
 			t.Fatal(err)
 		}
@@ -681,7 +743,7 @@ func TestWhoeverAnswersWithoutTheSocketIsStoppedFirst(t *testing.T) {
 
 // A relay that answers goes on, by the newer file, and ends with its sockets.
 func TestARelayThatRunsIsRestartedForANewerFileAndStoppedByUndo(t *testing.T) {
-	for _, tree := range []map[string]string{nil, packaged("/usr/lib/systemd/system")} {
+	for _, tree := range []map[string]string{nil, packaged("/usr/lib")} {
 		n := newNode(t, tree)
 		before := n.String()
 		if err := n.apply(t, version("a")); err != nil {
