@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -22,7 +23,7 @@ import (
 )
 
 const (
-	breaks  = "/etc/breaks"                // a resolver that finds this ends with status 3
+	breaks  = "/etc/breaks"                // a resolver that finds this ends with the status that it says
 	sham    = "/opt/program"               // this test program, as resolver and as relay
 	service = "NODELOCALDNS_STANDBY_SERVE" // set for it
 )
@@ -36,9 +37,10 @@ func shams(t *testing.T, root string) {
 	}
 	files := map[string]string{sham: string(self)}
 	for name, text := range map[string]string{
-		units.Socket:   "[Socket]\nListenDatagram=127.0.0.1:53\nReusePort=yes\nService=" + units.Relay + "\n",
-		units.Relay:    "StartLimitIntervalSec=0\n[Service]\nRestartSec=1\n",
-		units.Resolver: "Wants=" + units.Socket + "\nStartLimitIntervalSec=10\nStartLimitBurst=12\n[Service]\nRestartSec=200ms\n",
+		units.Socket: "[Socket]\nListenDatagram=127.0.0.1:53\nReusePort=yes\nService=" + units.Relay + "\n",
+		units.Relay:  "StartLimitIntervalSec=0\n[Service]\nRestartSec=1\n",
+		units.Resolver: "Wants=" + units.Socket + "\nOnFailure=" + units.Relay + "\nStartLimitIntervalSec=10\nStartLimitBurst=20\n" +
+			"[Service]\nRestartSec=100ms\nRestartPreventExitStatus=1\n",
 		// It stands for guard, which is ordered before the resolver, so that
 		// systemd does not forget that one.
 		"guard.service": "Before=" + units.Resolver + "\n[Service]\nExecStart=/bin/sleep infinity\n",
@@ -59,8 +61,9 @@ func shams(t *testing.T, root string) {
 
 // serve is resolver and relay.
 func serve(name string) {
-	if _, err := os.Stat(breaks); err == nil && name == units.Resolver {
-		os.Exit(3)
+	if text, err := os.ReadFile(breaks); err == nil && name == units.Resolver {
+		status, _ := strconv.Atoi(string(text))
+		os.Exit(status)
 	}
 	end := make(chan os.Signal, 1)
 	signal.Notify(end, syscall.SIGTERM)
@@ -98,7 +101,6 @@ func TestARealSystemdAlwaysHasSomebodyWhoAnswers(t *testing.T) {
 	for range 10 {
 		n.systemctl("restart", units.Resolver)
 	}
-	n.systemctl("reset-failed", units.Resolver) // of the starts: the kill and what follows have their own
 	n.systemctl("kill", "--signal=KILL", units.Resolver)
 	n.untilRestarts(1)
 	n.until("the resolver serves alone", "active running", "inactive dead")
@@ -107,7 +109,7 @@ func TestARealSystemdAlwaysHasSomebodyWhoAnswers(t *testing.T) {
 	}
 
 	// It cannot start any more.
-	if err := os.WriteFile(breaks, nil, 0o644); err != nil {
+	if err := os.WriteFile(breaks, []byte("3"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	n.systemctl("kill", "--signal=KILL", units.Resolver)
@@ -138,6 +140,24 @@ func TestARealSystemdAlwaysHasSomebodyWhoAnswers(t *testing.T) {
 	if st, err := Read(n.dir); err == nil {
 		t.Errorf("the state is still %+v", st)
 	}
+
+	// Started again by hand with what ends it at once, and for good.
+	if err := os.WriteFile(breaks, []byte("1"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.CommandContext(ctx, "systemctl", "restart", units.Resolver).CombinedOutput(); err == nil {
+		t.Errorf("it starts: %s", out)
+	}
+	n.until("the relay serves alone", "failed failed", "active running")
+	n.wait("an outage", func(Snapshot) bool {
+		st, err := Read(n.dir)
+		return err == nil && st.Why == "exit-code 1"
+	})
+	if err := os.Remove(breaks); err != nil {
+		t.Fatal(err)
+	}
+	n.systemctl("start", units.Resolver)
+	n.until("the resolver serves alone", "active running", "inactive dead")
 
 	// Stopped by hand, it stays so.
 	n.systemctl("stop", units.Resolver)
@@ -179,6 +199,8 @@ func (n *realNode) property(unit, name string) string {
 // wait waits until the units are so that done is true.
 func (n *realNode) wait(what string, done func(Snapshot) bool) {
 	n.t.Helper()
+	tick := time.NewTicker(50 * time.Millisecond) // nobody tells of files
+	defer tick.Stop()
 	for {
 		s, err := n.units.Look(n.ctx)
 		if err != nil {
@@ -190,6 +212,7 @@ func (n *realNode) wait(what string, done func(Snapshot) bool) {
 		}
 		select {
 		case <-n.changed:
+		case <-tick.C:
 		case <-n.ctx.Done():
 			n.t.Fatalf("waiting until %s: the resolver is %s, the relay %s", what, s.Resolver, s.Relay)
 		}

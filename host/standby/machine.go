@@ -98,7 +98,8 @@ func (u Unit) String() string {
 type Resolver struct {
 	Unit
 	Restarts uint32        // how often systemd has started it again by itself (NRestarts)
-	Ready    time.Duration // when it last got ready, 0 for never; as Snapshot.At
+	Begun    time.Duration // when it was last started, or about to be again; as Snapshot.At
+	Ready    time.Duration // when it last got ready, 0 for never
 	Result   string        // how it ended last, or success
 	Status   int32         // the exit status of its main process, or the signal that ended it
 }
@@ -166,11 +167,12 @@ type Machine struct {
 	cause    string          // how it ended last, in words
 	late     bool            // it is on its way,
 	since    time.Duration   // since then
-	ending   bool            // somebody has asked for its end
+	ending   bool            // somebody has asked for the end
+	begun    time.Duration   // of the one that began then
 
 	// Of the end of a try, and of a try.
 	asked time.Duration // when it was asked for, 0 for not yet
-	begun bool          // systemd has done something about it
+	taken bool          // systemd has done something about it
 	entry uint32        // Restarts when it began
 
 	last map[Action]time.Duration // when systemd was last asked for it
@@ -267,17 +269,15 @@ func (m *Machine) observe(s Snapshot) {
 		m.cause = r.Ended()
 	}
 	switch {
-	case r.Active == "activating":
-		if !m.late {
-			m.late, m.since = true, s.At
-		}
-		m.ending = false
-	case r.Active == "deactivating":
-		m.ending = m.ending || r.Job
-	case r.Up():
-		m.late, m.ending = false, false
-	default:
+	case r.Active == "activating" && !m.late:
+		m.late, m.since = true, s.At
+	case r.Up(), r.Active == "inactive", r.Active == "failed":
 		m.late = false
+	}
+	if r.Active == "deactivating" && r.Job {
+		m.ending, m.begun = true, r.Begun
+	} else if r.Begun != m.begun {
+		m.ending = false
 	}
 }
 
@@ -357,7 +357,7 @@ func (t *turn) watch() bool {
 	case t.late && r.Active == "activating" && t.s.At-t.since >= patience:
 		why = fmt.Sprintf("not ready after %s", patience)
 		t.outage = Outage{Since: t.s.At, Why: why, Trial: true}
-		t.stage, t.begun, t.entry = trying, true, r.Restarts
+		t.stage, t.taken, t.entry = trying, true, r.Restarts
 		return true
 	default:
 		if t.late && r.Active == "activating" {
@@ -391,7 +391,7 @@ func (t *turn) stop() bool {
 		return true
 	case t.asked != 0 && r.Up() && r.Ready > t.asked: // it was stopped, and somebody has started it
 		t.outage.Trial = true
-		t.stage, t.begun, t.entry = trying, true, r.Restarts
+		t.stage, t.taken, t.entry = trying, true, r.Restarts
 		return true
 	case t.s.Relay.Up() && r.Active != "deactivating":
 		if t.d.Actions = t.ask(StopResolver); t.d.Actions != nil {
@@ -405,7 +405,7 @@ func (t *turn) await() bool {
 	switch r := t.s.Resolver; {
 	case r.Active == "activating", r.Up(): // somebody has started it
 		t.outage.Trial = true
-		t.stage, t.begun, t.entry = trying, true, r.Restarts
+		t.stage, t.taken, t.entry = trying, true, r.Restarts
 		return true
 	case !r.rests():
 		return false
@@ -417,7 +417,7 @@ func (t *turn) await() bool {
 	t.outage.Trial = true
 	t.outage.Tries++
 	t.backoff++
-	t.stage, t.asked, t.begun, t.entry = trying, t.s.At, false, 0
+	t.stage, t.asked, t.taken, t.entry = trying, t.s.At, false, 0
 	t.d.Actions = []Action{StartResolver}
 	t.again(t.s.At + askAgain)
 	return false
@@ -432,8 +432,8 @@ func (t *turn) try() bool {
 		t.back()
 		return true
 	case !r.rests():
-		t.begun = true
-	case t.begun: // somebody has stopped it, and means that
+		t.taken = true
+	case t.taken: // somebody has stopped it, and means that
 		t.back()
 		t.backoff = 0
 		return true

@@ -27,7 +27,8 @@ type life struct {
 var (
 	serves = life{ready: 20 * time.Millisecond}
 	relays = life{ready: 35 * time.Millisecond}
-	fails  = life{end: 10 * time.Millisecond, result: "exit-code", status: 1}
+	fails  = life{end: 10 * time.Millisecond, result: "exit-code", status: 2} // as after a panic
+	quits  = life{end: 10 * time.Millisecond, result: "exit-code", status: 1} // which is not started again
 	hangs  = life{}
 )
 
@@ -77,7 +78,7 @@ func on(t *testing.T, test func(n *node)) {
 		n := &node{t: t, dir: fsys.Dir(t.TempDir()), booted: time.Now(), changed: make(chan struct{}, 1), load: "loaded", said: new(bytes.Buffer)}
 		n.socket = Unit{Load: "loaded", Active: "active", Sub: "listening"}
 		inactive := Resolver{Unit: Unit{Load: "loaded", Active: "inactive", Sub: "dead"}, Result: "success"}
-		n.resolver = program{n: n, name: "resolver", pause: 200 * time.Millisecond, limit: 12, stops: 20 * time.Millisecond, state: inactive}
+		n.resolver = program{n: n, name: "resolver", pause: 100 * time.Millisecond, limit: 20, stops: 20 * time.Millisecond, state: inactive}
 		n.relay = program{n: n, name: "relay", pause: time.Second, stops: 35 * time.Millisecond, state: inactive}
 		n.resolver.life, n.relay.life = serves, relays
 		time.Sleep(time.Hour)
@@ -275,8 +276,8 @@ func (p *program) begin(automatic bool) {
 		p.starts = p.starts[1:]
 	}
 	if p.limit > 0 && len(p.starts) >= p.limit {
-		p.n.note("%s has failed: started too often", p.name)
-		p.to("failed", "failed", false)
+		p.n.note("%s is started too often", p.name)
+		p.fail()
 		return
 	}
 	p.starts = append(p.starts, now)
@@ -287,6 +288,7 @@ func (p *program) begin(automatic bool) {
 	}
 	p.state.Result, p.state.Status = "success", 0
 	p.n.note("%s starts", p.name)
+	p.state.Begun = now
 	p.to("activating", "start", true)
 	l := p.life
 	began := p.turn
@@ -314,8 +316,23 @@ func (p *program) begin(automatic bool) {
 func (p *program) die(l life) {
 	p.n.note("%s dies: %s %d", p.name, l.result, l.status)
 	p.state.Result, p.state.Status = l.result, l.status
+	if l.result == "exit-code" && l.status == 1 { // RestartPreventExitStatus=
+		p.fail()
+		return
+	}
+	p.state.Begun = time.Since(p.n.booted)
 	p.to("activating", "auto-restart", false)
 	p.later(p.pause, func() { p.begin(true) })
+}
+
+// fail ends it for good, and starts the relay where it is the resolver
+// (OnFailure=).
+func (p *program) fail() {
+	p.n.note("%s has failed", p.name)
+	p.to("failed", "failed", false)
+	if p == &p.n.resolver {
+		p.n.relay.begin(false)
+	}
 }
 
 func (p *program) finish() {
@@ -329,7 +346,7 @@ func (p *program) finish() {
 			if p.stops >= 10*time.Second {
 				p.n.note("%s is stopped by SIGKILL", p.name)
 				p.state.Result = "timeout"
-				p.to("failed", "failed", false)
+				p.fail()
 				return
 			}
 			p.n.note("%s is stopped", p.name)

@@ -15,46 +15,95 @@ func TestTheRelayTakesThePlaceOfAResolverThatCannotStart(t *testing.T) {
 		after(time.Minute)
 		n.expect(`
     0.00  resolver dies: signal 9
-    0.20  resolver starts
-    0.21  resolver dies: exit-code 1
-    0.41  resolver starts
-    0.42  resolver dies: exit-code 1
-    0.62  resolver starts
-    0.62  guard: start the relay
-    0.62  relay starts
-    0.63  resolver dies: exit-code 1
-    0.66  relay is ready
-    0.67  guard: stop the resolver
-    0.67  resolver is stopped
-   10.62  guard: start the resolver
-   10.62  resolver starts
-   10.63  resolver dies: exit-code 1
-   10.67  guard: stop the resolver
-   10.67  resolver is stopped
-   30.67  guard: start the resolver
-   30.67  resolver starts
-   30.68  resolver dies: exit-code 1
-   30.72  guard: stop the resolver
-   30.72  resolver is stopped
-   state  since 0.62: exit-code 1; 2 tries, next 70.72
+    0.10  resolver starts
+    0.11  resolver dies: exit-code 2
+    0.21  resolver starts
+    0.22  resolver dies: exit-code 2
+    0.32  resolver starts
+    0.32  guard: start the relay
+    0.32  relay starts
+    0.33  resolver dies: exit-code 2
+    0.35  relay is ready
+    0.37  guard: stop the resolver
+    0.37  resolver is stopped
+   10.32  guard: start the resolver
+   10.32  resolver starts
+   10.33  resolver dies: exit-code 2
+   10.37  guard: stop the resolver
+   10.37  resolver is stopped
+   30.37  guard: start the resolver
+   30.37  resolver starts
+   30.38  resolver dies: exit-code 2
+   30.42  guard: stop the resolver
+   30.42  resolver is stopped
+   state  since 0.32: exit-code 2; 2 tries, next 70.42
 `)
 		n.resolver.does(serves)
 		after(time.Minute)
 		n.expect(`
-   70.72  guard: start the resolver
-   70.72  resolver starts
-   70.74  resolver is ready
-   72.74  guard: stop the relay
-   72.78  relay is stopped
+   70.42  guard: start the resolver
+   70.42  resolver starts
+   70.44  resolver is ready
+   72.44  guard: stop the relay
+   72.47  relay is stopped
 `)
 		n.saying(`
-level=WARN msg="the resolver has failed: the relay takes its place" why="exit-code 1" hint="journalctl -u nodelocaldns says why"
+level=WARN msg="the resolver has failed: the relay takes its place" why="exit-code 2" hint="journalctl -u nodelocaldns says why"
 level=INFO msg="trying the resolver again" try=1
-level=WARN msg="the resolver has failed again" why="exit-code 1" next=20s
+level=WARN msg="the resolver has failed again" why="exit-code 2" next=20s
 level=INFO msg="trying the resolver again" try=2
-level=WARN msg="the resolver has failed again" why="exit-code 1" next=40s
+level=WARN msg="the resolver has failed again" why="exit-code 2" next=40s
 level=INFO msg="trying the resolver again" try=3
 level=INFO msg="nobody stands in for the resolver any more" why="it is back" tries=3
+`)
+	})
+}
+
+func TestOneThatSystemdDoesNotStartAgainIsTriedAllTheSame(t *testing.T) {
+	on(t, func(n *node) {
+		n.guarded()
+		n.resolver.does(quits)
+		n.resolver.restart() // by whoever has broken its configuration
+		after(15 * time.Second)
+		n.expect(`
+    0.00  resolver is restarted by hand
+    0.02  resolver starts
+    0.03  resolver dies: exit-code 1
+    0.03  resolver has failed
+    0.03  relay starts
+    0.07  relay is ready
+   10.05  guard: start the resolver
+   10.05  resolver starts
+   10.06  resolver dies: exit-code 1
+   10.06  resolver has failed
+   state  since 0.05: exit-code 1; 1 tries, next 30.10
+`)
+		n.resolver.does(serves)
+		after(20 * time.Second)
+		n.expect(`
+   30.10  guard: start the resolver
+   30.10  resolver starts
+   30.12  resolver is ready
+   32.12  guard: stop the relay
+   32.16  relay is stopped
+`)
+
+		// Stopped and started, and all of it is over before anybody has looked.
+		n.resolver.does(life{end: time.Millisecond, result: "exit-code", status: 1})
+		n.resolver.stop()
+		after(21 * time.Millisecond)
+		n.resolver.start()
+		after(time.Second)
+		n.expect(`
+   35.00  resolver is stopped by hand
+   35.02  resolver is stopped
+   35.02  resolver is started by hand
+   35.02  resolver starts
+   35.02  resolver dies: exit-code 1
+   35.02  resolver has failed
+   35.02  relay starts
+   35.06  relay is ready
+   state  since 35.05: exit-code 1; 0 tries, next 75.05
 `)
 	})
 }
@@ -91,32 +140,32 @@ func TestAResolverThatRunsOutOfMemoryAgainAndAgainIsReplaced(t *testing.T) {
 		after(30 * time.Second)
 		n.expect(`
     0.00  resolver dies: signal 9
-    0.20  resolver starts
-    0.22  resolver is ready
-    1.70  resolver dies: oom-kill 9
-    1.90  resolver starts
-    1.92  resolver is ready
-    3.40  resolver dies: oom-kill 9
-    3.60  resolver starts
-    3.62  resolver is ready
-    5.10  resolver dies: oom-kill 9
-    5.30  resolver starts
-    5.32  resolver is ready
-    6.80  resolver dies: oom-kill 9
-    7.00  resolver starts
-    7.00  guard: start the relay
-    7.00  relay starts
-    7.02  resolver is ready
-    7.04  relay is ready
-    7.05  guard: stop the resolver
-    7.07  resolver is stopped
-   17.00  guard: start the resolver
-   17.00  resolver starts
-   17.02  resolver is ready
-   18.50  resolver dies: oom-kill 9
-   18.50  guard: stop the resolver
-   18.50  resolver is stopped
-   state  since 7.00: oom-kill; 1 tries, next 38.50
+    0.10  resolver starts
+    0.12  resolver is ready
+    1.60  resolver dies: oom-kill 9
+    1.70  resolver starts
+    1.72  resolver is ready
+    3.20  resolver dies: oom-kill 9
+    3.30  resolver starts
+    3.32  resolver is ready
+    4.80  resolver dies: oom-kill 9
+    4.90  resolver starts
+    4.92  resolver is ready
+    6.40  resolver dies: oom-kill 9
+    6.50  resolver starts
+    6.50  guard: start the relay
+    6.50  relay starts
+    6.52  resolver is ready
+    6.54  relay is ready
+    6.55  guard: stop the resolver
+    6.57  resolver is stopped
+   16.50  guard: start the resolver
+   16.50  resolver starts
+   16.52  resolver is ready
+   18.00  resolver dies: oom-kill 9
+   18.00  guard: stop the resolver
+   18.00  resolver is stopped
+   state  since 6.50: oom-kill; 1 tries, next 38.00
 `)
 	})
 }
@@ -148,15 +197,15 @@ func TestAResolverThatHangsInStartingIsTriedAgain(t *testing.T) {
 		after(time.Minute)
 		n.expect(`
     0.00  resolver dies: signal 9
-    0.20  resolver starts
+    0.10  resolver starts
     2.55  guard: start the relay
     2.55  relay starts
     2.58  relay is ready
-   30.20  resolver dies: timeout 15
-   30.20  guard: stop the resolver
-   30.20  resolver is stopped
-   40.20  guard: start the resolver
-   40.20  resolver starts
+   30.10  resolver dies: timeout 15
+   30.10  guard: stop the resolver
+   30.10  resolver is stopped
+   40.10  guard: start the resolver
+   40.10  resolver starts
    state  since 2.55: timeout; 1 tries, next under way
 `)
 	})
@@ -165,21 +214,21 @@ func TestAResolverThatHangsInStartingIsTriedAgain(t *testing.T) {
 func TestAResolverThatTakesLongToFailIsReplacedAsSoon(t *testing.T) {
 	on(t, func(n *node) {
 		n.guarded()
-		n.resolver.does(life{end: 2 * time.Second, result: "exit-code", status: 1})
+		n.resolver.does(life{end: 2 * time.Second, result: "exit-code", status: 2})
 		n.resolver.kill()
 		after(12 * time.Second)
 		n.expect(`
     0.00  resolver dies: signal 9
-    0.20  resolver starts
-    2.20  resolver dies: exit-code 1
-    2.40  resolver starts
+    0.10  resolver starts
+    2.10  resolver dies: exit-code 2
+    2.20  resolver starts
     2.55  guard: start the relay
     2.55  relay starts
     2.58  relay is ready
-    4.40  resolver dies: exit-code 1
-    4.40  guard: stop the resolver
-    4.40  resolver is stopped
-   state  since 2.55: exit-code 1; 0 tries, next 14.40
+    4.20  resolver dies: exit-code 2
+    4.20  guard: stop the resolver
+    4.20  resolver is stopped
+   state  since 2.55: exit-code 2; 0 tries, next 14.20
 `)
 	})
 }
@@ -194,13 +243,13 @@ func TestOneFailureEndsATry(t *testing.T) {
 		n.resolver.does(life{ready: 20 * time.Millisecond, end: time.Second, result: "watchdog", status: 6})
 		after(10 * time.Second)
 		n.expect(`
-   10.62  guard: start the resolver
-   10.62  resolver starts
-   10.64  resolver is ready
-   11.62  resolver dies: watchdog 6
-   11.62  guard: stop the resolver
-   11.62  resolver is stopped
-   state  since 0.62: watchdog; 1 tries, next 31.62
+   10.32  guard: start the resolver
+   10.32  resolver starts
+   10.34  resolver is ready
+   11.32  resolver dies: watchdog 6
+   11.32  guard: stop the resolver
+   11.32  resolver is stopped
+   state  since 0.32: watchdog; 1 tries, next 31.32
 `)
 	})
 }
@@ -224,23 +273,23 @@ func TestTriesAreEverLessFrequentUntilItHasBeenWellForFiveMinutes(t *testing.T) 
 			}
 		}
 		after(25 * time.Minute)
-		tries("10.62 30.67 70.72 150.77 310.82 610.87 910.92 1210.97")
+		tries("10.32 30.37 70.42 150.47 310.52 610.57 910.62 1210.67")
 
 		// Well for four minutes is not well.
 		n.resolver.does(serves)
 		after(4*time.Minute + 30*time.Second)
-		tries("1511.02")
+		tries("1510.72")
 		n.resolver.does(fails)
 		n.resolver.kill()
 		after(20 * time.Minute)
-		tries("2070.62 2370.67 2670.72")
+		tries("2070.32 2370.37 2670.42")
 
 		n.resolver.does(serves)
 		after(11 * time.Minute)
 		n.resolver.does(fails)
 		n.resolver.kill()
 		after(30 * time.Second)
-		tries("2970.77 3640.62")
+		tries("2970.47 3640.32")
 	})
 }
 
@@ -276,7 +325,7 @@ func TestWhoStopsTheResolverMeansThat(t *testing.T) {
 		// In the middle of failing.
 		n.resolver.does(fails)
 		n.resolver.kill()
-		after(500 * time.Millisecond)
+		after(250 * time.Millisecond)
 		n.resolver.stop()
 		after(time.Hour)
 		n.nothing("stopped while it failed")
@@ -303,7 +352,7 @@ func TestWhoStopsATryMeansThat(t *testing.T) {
    15.02  resolver is stopped
 `)
 		n.saying(`
-level=WARN msg="the resolver has failed: the relay takes its place" why="exit-code 1" hint="journalctl -u nodelocaldns says why"
+level=WARN msg="the resolver has failed: the relay takes its place" why="exit-code 2" hint="journalctl -u nodelocaldns says why"
 level=INFO msg="trying the resolver again" try=1
 level=INFO msg="nobody stands in for the resolver any more" why="it was stopped" tries=1
 `)
@@ -322,10 +371,10 @@ func TestAResolverThatIsStartedByHandIsGivenItsPlace(t *testing.T) {
 		n.expect(`
   120.00  resolver is started by hand
   120.00  resolver starts
-  120.01  resolver dies: exit-code 1
+  120.01  resolver dies: exit-code 2
   120.05  guard: stop the resolver
   120.05  resolver is stopped
-   state  since 0.62: exit-code 1; 3 tries, next 200.05
+   state  since 0.32: exit-code 2; 3 tries, next 200.05
 `)
 		n.resolver.does(serves)
 		n.resolver.start()
@@ -338,15 +387,15 @@ func TestAResolverThatIsStartedByHandIsGivenItsPlace(t *testing.T) {
   127.06  relay is stopped
 `)
 		n.saying(`
-level=WARN msg="the resolver has failed: the relay takes its place" why="exit-code 1" hint="journalctl -u nodelocaldns says why"
+level=WARN msg="the resolver has failed: the relay takes its place" why="exit-code 2" hint="journalctl -u nodelocaldns says why"
 level=INFO msg="trying the resolver again" try=1
-level=WARN msg="the resolver has failed again" why="exit-code 1" next=20s
+level=WARN msg="the resolver has failed again" why="exit-code 2" next=20s
 level=INFO msg="trying the resolver again" try=2
-level=WARN msg="the resolver has failed again" why="exit-code 1" next=40s
+level=WARN msg="the resolver has failed again" why="exit-code 2" next=40s
 level=INFO msg="trying the resolver again" try=3
-level=WARN msg="the resolver has failed again" why="exit-code 1" next=1m20s
+level=WARN msg="the resolver has failed again" why="exit-code 2" next=1m20s
 level=INFO msg="somebody tries the resolver again"
-level=WARN msg="the resolver has failed again" why="exit-code 1" next=1m20s
+level=WARN msg="the resolver has failed again" why="exit-code 2" next=1m20s
 level=INFO msg="somebody tries the resolver again"
 level=INFO msg="nobody stands in for the resolver any more" why="it is back" tries=3
 `)
@@ -358,28 +407,28 @@ func TestAResolverThatIsStartedByHandJustAfterItsStopIsGivenItsPlace(t *testing.
 		n.guarded()
 		n.resolver.does(fails)
 		n.resolver.kill()
-		after(670 * time.Millisecond)
+		after(370 * time.Millisecond)
 		n.resolver.does(serves)
 		n.resolver.start() // before guard has seen that it is stopped
 		after(time.Minute)
 		n.expect(`
     0.00  resolver dies: signal 9
-    0.20  resolver starts
-    0.21  resolver dies: exit-code 1
-    0.41  resolver starts
-    0.42  resolver dies: exit-code 1
-    0.62  resolver starts
-    0.62  guard: start the relay
-    0.62  relay starts
-    0.63  resolver dies: exit-code 1
-    0.66  relay is ready
-    0.67  guard: stop the resolver
-    0.67  resolver is stopped
-    0.67  resolver is started by hand
-    0.67  resolver starts
-    0.69  resolver is ready
-    2.69  guard: stop the relay
-    2.73  relay is stopped
+    0.10  resolver starts
+    0.11  resolver dies: exit-code 2
+    0.21  resolver starts
+    0.22  resolver dies: exit-code 2
+    0.32  resolver starts
+    0.32  guard: start the relay
+    0.32  relay starts
+    0.33  resolver dies: exit-code 2
+    0.35  relay is ready
+    0.37  guard: stop the resolver
+    0.37  resolver is stopped
+    0.37  resolver is started by hand
+    0.37  resolver starts
+    0.39  resolver is ready
+    2.39  guard: stop the relay
+    2.42  relay is stopped
 `)
 	})
 }
@@ -396,12 +445,12 @@ func TestAGuardGoesOnWhereAnotherWasKilled(t *testing.T) {
 		n.guarded()
 		after(20 * time.Second)
 		n.expect(`
-   30.67  guard: start the resolver
-   30.67  resolver starts
-   30.68  resolver dies: exit-code 1
-   30.72  guard: stop the resolver
-   30.72  resolver is stopped
-   state  since 0.62: exit-code 1; 2 tries, next 70.72
+   30.37  guard: start the resolver
+   30.37  resolver starts
+   30.38  resolver dies: exit-code 2
+   30.42  guard: stop the resolver
+   30.42  resolver is stopped
+   state  since 0.32: exit-code 2; 2 tries, next 70.42
 `)
 		n.resolver.does(serves)
 		after(35500 * time.Millisecond)
@@ -410,9 +459,9 @@ func TestAGuardGoesOnWhereAnotherWasKilled(t *testing.T) {
 		n.guarded()
 		after(time.Second)
 		n.expect(`
-   70.72  guard: start the resolver
-   70.72  resolver starts
-   70.74  resolver is ready
+   70.42  guard: start the resolver
+   70.42  resolver starts
+   70.44  resolver is ready
    81.50  guard: stop the relay
    81.53  relay is stopped
 `)
@@ -428,10 +477,7 @@ func TestAGuardThatFindsAllOfItFailedActsAtOnce(t *testing.T) {
 		n.guarded()
 		after(time.Second)
 		n.expect(`
-   60.00  guard: start the relay
-   60.00  relay starts
-   60.03  relay is ready
-   state  since 60.00: exit-code 1; 0 tries, next 70.00
+   state  since 60.00: exit-code 2; 0 tries, next 70.00
 `)
 	})
 	on(t, func(n *node) { // as after a boot with a broken configuration
@@ -439,17 +485,17 @@ func TestAGuardThatFindsAllOfItFailedActsAtOnce(t *testing.T) {
 		n.set(func() { n.resolver.state.Ready = 0 })
 		n.resolver.does(fails)
 		n.resolver.start()
-		after(900 * time.Millisecond)
+		after(450 * time.Millisecond)
 		n.happened()
 		n.guarded()
 		after(time.Second)
 		n.expect(`
-    0.90  guard: start the relay
-    0.90  relay starts
-    0.94  relay is ready
-    0.95  guard: stop the resolver
-    0.95  resolver is stopped
-   state  since 0.90: exit-code 1; 0 tries, next 10.90
+    0.45  guard: start the relay
+    0.45  relay starts
+    0.48  relay is ready
+    0.50  guard: stop the resolver
+    0.50  resolver is stopped
+   state  since 0.45: exit-code 2; 0 tries, next 10.45
 `)
 	})
 }
@@ -463,89 +509,124 @@ func TestTheResolverIsNotStoppedWhileThereIsNoRelay(t *testing.T) {
 		after(12 * time.Second)
 		n.expect(`
     0.00  resolver dies: signal 9
-    0.20  resolver starts
-    0.21  resolver dies: exit-code 1
-    0.41  resolver starts
-    0.42  resolver dies: exit-code 1
-    0.62  resolver starts
-    0.62  guard: start the relay
-    0.62  relay starts
-    0.63  resolver dies: exit-code 1
-    0.64  relay dies: exit-code 203
-    0.83  resolver starts
-    0.84  resolver dies: exit-code 1
-    1.04  resolver starts
-    1.05  resolver dies: exit-code 1
-    1.25  resolver starts
-    1.26  resolver dies: exit-code 1
-    1.46  resolver starts
-    1.47  resolver dies: exit-code 1
-    1.64  relay starts
-    1.65  relay dies: exit-code 203
-    1.67  resolver starts
-    1.68  resolver dies: exit-code 1
-    1.88  resolver starts
-    1.89  resolver dies: exit-code 1
-    2.09  resolver starts
-    2.10  resolver dies: exit-code 1
-    2.30  resolver starts
-    2.31  resolver dies: exit-code 1
-    2.51  resolver starts
-    2.52  resolver dies: exit-code 1
-    2.65  relay starts
-    2.67  relay dies: exit-code 203
-    2.72  resolver has failed: started too often
-    3.67  relay starts
-    3.68  relay dies: exit-code 203
-    4.68  relay starts
-    4.70  relay dies: exit-code 203
-    5.70  relay starts
-    5.71  relay dies: exit-code 203
-    6.71  relay starts
-    6.72  relay dies: exit-code 203
-    7.72  relay starts
-    7.74  relay dies: exit-code 203
-    8.74  relay starts
-    8.76  relay dies: exit-code 203
-    9.76  relay starts
-    9.77  relay dies: exit-code 203
-   10.62  guard: start the resolver
-   10.62  resolver starts
-   10.63  resolver dies: exit-code 1
-   10.77  relay starts
-   10.79  relay dies: exit-code 203
-   10.83  resolver starts
-   10.84  resolver dies: exit-code 1
-   11.04  resolver starts
-   11.05  resolver dies: exit-code 1
-   11.25  resolver starts
-   11.26  resolver dies: exit-code 1
-   11.46  resolver starts
-   11.47  resolver dies: exit-code 1
-   11.67  resolver starts
-   11.68  resolver dies: exit-code 1
-   11.79  relay starts
-   11.80  relay dies: exit-code 203
-   11.88  resolver starts
-   11.89  resolver dies: exit-code 1
-   state  since 0.62: exit-code 1; 1 tries, next 30.67
+    0.10  resolver starts
+    0.11  resolver dies: exit-code 2
+    0.21  resolver starts
+    0.22  resolver dies: exit-code 2
+    0.32  resolver starts
+    0.32  guard: start the relay
+    0.32  relay starts
+    0.33  resolver dies: exit-code 2
+    0.34  relay dies: exit-code 203
+    0.43  resolver starts
+    0.44  resolver dies: exit-code 2
+    0.54  resolver starts
+    0.55  resolver dies: exit-code 2
+    0.65  resolver starts
+    0.66  resolver dies: exit-code 2
+    0.76  resolver starts
+    0.77  resolver dies: exit-code 2
+    0.87  resolver starts
+    0.88  resolver dies: exit-code 2
+    0.98  resolver starts
+    0.99  resolver dies: exit-code 2
+    1.09  resolver starts
+    1.10  resolver dies: exit-code 2
+    1.20  resolver starts
+    1.21  resolver dies: exit-code 2
+    1.31  resolver starts
+    1.32  resolver dies: exit-code 2
+    1.33  relay starts
+    1.35  relay dies: exit-code 203
+    1.42  resolver starts
+    1.43  resolver dies: exit-code 2
+    1.53  resolver starts
+    1.54  resolver dies: exit-code 2
+    1.64  resolver starts
+    1.65  resolver dies: exit-code 2
+    1.75  resolver starts
+    1.76  resolver dies: exit-code 2
+    1.86  resolver starts
+    1.87  resolver dies: exit-code 2
+    1.97  resolver starts
+    1.98  resolver dies: exit-code 2
+    2.08  resolver starts
+    2.09  resolver dies: exit-code 2
+    2.19  resolver starts
+    2.20  resolver dies: exit-code 2
+    2.30  resolver is started too often
+    2.30  resolver has failed
+    2.30  relay starts
+    2.31  relay dies: exit-code 203
+    3.31  relay starts
+    3.33  relay dies: exit-code 203
+    4.33  relay starts
+    4.34  relay dies: exit-code 203
+    5.34  relay starts
+    5.36  relay dies: exit-code 203
+    6.36  relay starts
+    6.38  relay dies: exit-code 203
+    7.38  relay starts
+    7.39  relay dies: exit-code 203
+    8.39  relay starts
+    8.40  relay dies: exit-code 203
+    9.40  relay starts
+    9.42  relay dies: exit-code 203
+   10.32  guard: start the resolver
+   10.32  resolver starts
+   10.33  resolver dies: exit-code 2
+   10.42  relay starts
+   10.43  resolver starts
+   10.44  relay dies: exit-code 203
+   10.44  resolver dies: exit-code 2
+   10.54  resolver starts
+   10.55  resolver dies: exit-code 2
+   10.65  resolver starts
+   10.66  resolver dies: exit-code 2
+   10.76  resolver starts
+   10.77  resolver dies: exit-code 2
+   10.87  resolver starts
+   10.88  resolver dies: exit-code 2
+   10.98  resolver starts
+   10.99  resolver dies: exit-code 2
+   11.09  resolver starts
+   11.10  resolver dies: exit-code 2
+   11.20  resolver starts
+   11.21  resolver dies: exit-code 2
+   11.31  resolver starts
+   11.32  resolver dies: exit-code 2
+   11.42  resolver starts
+   11.43  resolver dies: exit-code 2
+   11.44  relay starts
+   11.45  relay dies: exit-code 203
+   11.53  resolver starts
+   11.54  resolver dies: exit-code 2
+   11.64  resolver starts
+   11.65  resolver dies: exit-code 2
+   11.75  resolver starts
+   11.76  resolver dies: exit-code 2
+   11.86  resolver starts
+   11.87  resolver dies: exit-code 2
+   11.97  resolver starts
+   11.98  resolver dies: exit-code 2
+   state  since 0.32: exit-code 2; 1 tries, next 30.37
 `)
 		n.relay.does(relays)
 		after(2 * time.Second)
 		n.expect(`
-   12.09  resolver starts
-   12.10  resolver dies: exit-code 1
+   12.08  resolver starts
+   12.09  resolver dies: exit-code 2
+   12.19  resolver starts
+   12.20  resolver dies: exit-code 2
    12.30  resolver starts
-   12.31  resolver dies: exit-code 1
-   12.51  resolver starts
-   12.52  resolver dies: exit-code 1
-   12.72  resolver starts
-   12.73  resolver dies: exit-code 1
-   12.80  relay starts
-   12.84  relay is ready
-   12.87  guard: stop the resolver
-   12.87  resolver is stopped
-   state  since 0.62: exit-code 1; 1 tries, next 30.67
+   12.31  resolver dies: exit-code 2
+   12.41  resolver starts
+   12.42  resolver dies: exit-code 2
+   12.45  relay starts
+   12.48  relay is ready
+   12.51  guard: stop the resolver
+   12.51  resolver is stopped
+   state  since 0.32: exit-code 2; 1 tries, next 30.37
 `)
 	})
 	on(t, func(n *node) { // and one that comes to itself is left alone
@@ -558,25 +639,35 @@ func TestTheResolverIsNotStoppedWhileThereIsNoRelay(t *testing.T) {
 		after(10 * time.Second)
 		n.expect(`
     0.00  resolver dies: signal 9
-    0.20  resolver starts
-    0.21  resolver dies: exit-code 1
-    0.41  resolver starts
-    0.42  resolver dies: exit-code 1
-    0.62  resolver starts
-    0.62  guard: start the relay
-    0.62  relay starts
-    0.63  resolver dies: exit-code 1
-    0.64  relay dies: exit-code 203
-    0.83  resolver starts
-    0.84  resolver dies: exit-code 1
-    1.04  resolver starts
-    1.06  resolver is ready
-    1.64  relay starts
-    1.65  relay dies: exit-code 203
-    2.65  relay starts
-    2.67  relay dies: exit-code 203
-    3.06  guard: stop the relay
-    3.06  relay is stopped
+    0.10  resolver starts
+    0.11  resolver dies: exit-code 2
+    0.21  resolver starts
+    0.22  resolver dies: exit-code 2
+    0.32  resolver starts
+    0.32  guard: start the relay
+    0.32  relay starts
+    0.33  resolver dies: exit-code 2
+    0.34  relay dies: exit-code 203
+    0.43  resolver starts
+    0.44  resolver dies: exit-code 2
+    0.54  resolver starts
+    0.55  resolver dies: exit-code 2
+    0.65  resolver starts
+    0.66  resolver dies: exit-code 2
+    0.76  resolver starts
+    0.77  resolver dies: exit-code 2
+    0.87  resolver starts
+    0.88  resolver dies: exit-code 2
+    0.98  resolver starts
+    0.99  resolver dies: exit-code 2
+    1.09  resolver starts
+    1.11  resolver is ready
+    1.33  relay starts
+    1.35  relay dies: exit-code 203
+    2.35  relay starts
+    2.37  relay dies: exit-code 203
+    3.11  guard: stop the relay
+    3.11  relay is stopped
 `)
 	})
 }
@@ -596,7 +687,7 @@ func TestARelayThatIsGoneIsStartedAgain(t *testing.T) {
     5.05  guard: start the relay
     5.05  relay starts
     5.08  relay is ready
-   state  since 0.62: exit-code 1; 0 tries, next 10.62
+   state  since 0.32: exit-code 2; 0 tries, next 10.32
 `)
 	})
 }
@@ -610,19 +701,19 @@ func TestSocketsThatSystemdHasClosedAreMadeAgain(t *testing.T) {
 		after(3 * time.Second)
 		n.expect(`
     0.00  resolver dies: signal 9
-    0.20  resolver starts
-    0.21  resolver dies: exit-code 1
-    0.41  resolver starts
-    0.42  resolver dies: exit-code 1
-    0.62  resolver starts
-    0.62  guard: start the socket
-    0.62  guard: start the relay
-    0.62  relay starts
-    0.63  resolver dies: exit-code 1
-    0.66  relay is ready
-    0.67  guard: stop the resolver
-    0.67  resolver is stopped
-   state  since 0.62: exit-code 1; 0 tries, next 10.62
+    0.10  resolver starts
+    0.11  resolver dies: exit-code 2
+    0.21  resolver starts
+    0.22  resolver dies: exit-code 2
+    0.32  resolver starts
+    0.32  guard: start the socket
+    0.32  guard: start the relay
+    0.32  relay starts
+    0.33  resolver dies: exit-code 2
+    0.35  relay is ready
+    0.37  guard: stop the resolver
+    0.37  resolver is stopped
+   state  since 0.32: exit-code 2; 0 tries, next 10.32
 `)
 	})
 }
@@ -645,7 +736,7 @@ func TestWhoStopsTheSocketsWantsNobodyToAnswer(t *testing.T) {
 		after(time.Hour)
 		n.nothing("started again")
 		n.saying(`
-level=WARN msg="the resolver has failed: the relay takes its place" why="exit-code 1" hint="journalctl -u nodelocaldns says why"
+level=WARN msg="the resolver has failed: the relay takes its place" why="exit-code 2" hint="journalctl -u nodelocaldns says why"
 level=INFO msg="nobody stands in for the resolver any more" why="nodelocaldns.socket is stopped" tries=0
 level=WARN msg="nothing stands by for the resolver" why="nodelocaldns.socket is stopped"
 `)
@@ -661,48 +752,74 @@ func TestWhatNobodyTellsIsSeenWithinTenSeconds(t *testing.T) {
 		after(30 * time.Second)
 		n.expect(`
     0.00  resolver dies: signal 9
-    0.20  resolver starts
-    0.21  resolver dies: exit-code 1
-    0.41  resolver starts
-    0.42  resolver dies: exit-code 1
-    0.62  resolver starts
-    0.63  resolver dies: exit-code 1
-    0.83  resolver starts
-    0.84  resolver dies: exit-code 1
-    1.04  resolver starts
-    1.05  resolver dies: exit-code 1
-    1.25  resolver starts
-    1.26  resolver dies: exit-code 1
-    1.46  resolver starts
-    1.47  resolver dies: exit-code 1
-    1.67  resolver starts
-    1.68  resolver dies: exit-code 1
-    1.88  resolver starts
-    1.89  resolver dies: exit-code 1
-    2.09  resolver starts
-    2.10  resolver dies: exit-code 1
-    2.30  resolver starts
-    2.31  resolver dies: exit-code 1
-    2.51  resolver starts
-    2.52  resolver dies: exit-code 1
-    2.55  guard: start the relay
-    2.55  relay starts
-    2.58  relay is ready
-    2.72  resolver has failed: started too often
+    0.10  resolver starts
+    0.11  resolver dies: exit-code 2
+    0.21  resolver starts
+    0.22  resolver dies: exit-code 2
+    0.32  resolver starts
+    0.33  resolver dies: exit-code 2
+    0.43  resolver starts
+    0.44  resolver dies: exit-code 2
+    0.54  resolver starts
+    0.55  resolver dies: exit-code 2
+    0.65  resolver starts
+    0.66  resolver dies: exit-code 2
+    0.76  resolver starts
+    0.77  resolver dies: exit-code 2
+    0.87  resolver starts
+    0.88  resolver dies: exit-code 2
+    0.98  resolver starts
+    0.99  resolver dies: exit-code 2
+    1.09  resolver starts
+    1.10  resolver dies: exit-code 2
+    1.20  resolver starts
+    1.21  resolver dies: exit-code 2
+    1.31  resolver starts
+    1.32  resolver dies: exit-code 2
+    1.42  resolver starts
+    1.43  resolver dies: exit-code 2
+    1.53  resolver starts
+    1.54  resolver dies: exit-code 2
+    1.64  resolver starts
+    1.65  resolver dies: exit-code 2
+    1.75  resolver starts
+    1.76  resolver dies: exit-code 2
+    1.86  resolver starts
+    1.87  resolver dies: exit-code 2
+    1.97  resolver starts
+    1.98  resolver dies: exit-code 2
+    2.08  resolver starts
+    2.09  resolver dies: exit-code 2
+    2.19  resolver starts
+    2.20  resolver dies: exit-code 2
+    2.30  resolver is started too often
+    2.30  resolver has failed
+    2.30  relay starts
+    2.33  relay is ready
    12.55  guard: start the resolver
    12.55  resolver starts
-   12.56  resolver dies: exit-code 1
-   12.76  resolver starts
-   12.77  resolver dies: exit-code 1
-   12.97  resolver starts
-   12.98  resolver dies: exit-code 1
-   13.18  resolver starts
-   13.19  resolver dies: exit-code 1
-   13.39  resolver starts
-   13.40  resolver dies: exit-code 1
+   12.56  resolver dies: exit-code 2
+   12.66  resolver starts
+   12.67  resolver dies: exit-code 2
+   12.77  resolver starts
+   12.78  resolver dies: exit-code 2
+   12.88  resolver starts
+   12.89  resolver dies: exit-code 2
+   12.99  resolver starts
+   13.00  resolver dies: exit-code 2
+   13.10  resolver starts
+   13.11  resolver dies: exit-code 2
+   13.21  resolver starts
+   13.22  resolver dies: exit-code 2
+   13.32  resolver starts
+   13.33  resolver dies: exit-code 2
+   13.43  resolver starts
+   13.44  resolver dies: exit-code 2
+   13.54  resolver starts
+   13.55  resolver dies: exit-code 2
    13.55  guard: stop the resolver
    13.55  resolver is stopped
-   state  since 2.55: exit-code 1; 1 tries, next 33.55
+   state  since 2.55: exit-code 2; 1 tries, next 33.55
 `)
 	})
 }
@@ -718,24 +835,22 @@ func TestASystemdThatDoesNotAnswerIsAskedAgain(t *testing.T) {
 		n.set(func() { n.deaf = false })
 		after(2 * time.Second)
 		n.expect(`
-    1.04  resolver starts
-    1.05  resolver dies: exit-code 1
-    1.25  resolver starts
-    1.26  resolver dies: exit-code 1
-    1.46  resolver starts
-    1.47  resolver dies: exit-code 1
-    1.67  resolver starts
-    1.67  guard: start the relay
-    1.67  relay starts
-    1.68  resolver dies: exit-code 1
-    1.71  relay is ready
-    1.72  guard: stop the resolver
-    1.72  resolver is stopped
-   state  since 1.67: exit-code 1; 0 tries, next 11.67
+    1.09  resolver starts
+    1.10  resolver dies: exit-code 2
+    1.20  resolver starts
+    1.21  resolver dies: exit-code 2
+    1.31  resolver starts
+    1.31  guard: start the relay
+    1.31  relay starts
+    1.32  resolver dies: exit-code 2
+    1.34  relay is ready
+    1.36  guard: stop the resolver
+    1.36  resolver is stopped
+   state  since 1.31: exit-code 2; 0 tries, next 11.31
 `)
 		n.saying(`
 level=WARN msg="the resolver's unit is not seen" error="systemd does not answer"
-level=WARN msg="the resolver has failed: the relay takes its place" why="exit-code 1" hint="journalctl -u nodelocaldns says why"
+level=WARN msg="the resolver has failed: the relay takes its place" why="exit-code 2" hint="journalctl -u nodelocaldns says why"
 `)
 	})
 }
@@ -754,13 +869,10 @@ level=WARN msg="nothing stands by for the resolver" why="nodelocaldns.service is
 		n.set(func() { n.load = "loaded" })
 		after(11 * time.Second)
 		n.expect(`
- 3602.72  guard: start the relay
- 3602.72  relay starts
- 3602.76  relay is ready
-   state  since 3602.72: exit-code 1; 0 tries, next 3612.72
+   state  since 3602.35: exit-code 2; 0 tries, next 3612.35
 `)
 		n.saying(`
-level=WARN msg="the resolver has failed: the relay takes its place" why="exit-code 1" hint="journalctl -u nodelocaldns says why"
+level=WARN msg="the resolver has failed: the relay takes its place" why="exit-code 2" hint="journalctl -u nodelocaldns says why"
 `)
 	})
 }
@@ -775,13 +887,13 @@ func TestNothingIsDoneAfterARollback(t *testing.T) {
 		n.happened()
 		after(20 * time.Second)
 		n.expect(`
-   state  since 0.62: exit-code 1; 0 tries, next 10.62
+   state  since 0.32: exit-code 2; 0 tries, next 10.32
 `)
 		n.set(func() { n.off, n.offErr = true, nil })
 		after(time.Hour)
 		n.expect(``)
 		n.saying(`
-level=WARN msg="the resolver has failed: the relay takes its place" why="exit-code 1" hint="journalctl -u nodelocaldns says why"
+level=WARN msg="the resolver has failed: the relay takes its place" why="exit-code 2" hint="journalctl -u nodelocaldns says why"
 level=WARN msg="not known whether the resolver is wanted" error="reading the off switch: input/output error"
 level=INFO msg="nobody stands in for the resolver any more" why="a rollback has taken it back" tries=0
 `)

@@ -14,7 +14,7 @@ import (
 // Units are our units on the running node: a Systemd.
 type Units struct{ Bus *systemd.Bus }
 
-// Look is Systemd. It asks five times, and what changes meanwhile is told by
+// Look is Systemd. It asks six times, and what changes meanwhile is told by
 // Changed: so the next look sees it whole.
 func (u Units) Look(ctx context.Context) (Snapshot, error) {
 	var now unix.Timespec
@@ -29,7 +29,7 @@ func (u Units) Look(ctx context.Context) (Snapshot, error) {
 	for i, to := range []*Unit{&s.Resolver.Unit, &s.Relay, &s.Socket} {
 		*to = Unit{Load: states[i].Load, Active: states[i].Active, Sub: states[i].Sub, Job: states[i].Job != ""}
 	}
-	general, err := u.Bus.Some(ctx, units.Resolver, "Unit", "ActiveEnterTimestampMonotonic")
+	general, err := u.Bus.Some(ctx, units.Resolver, "Unit", "InactiveExitTimestampMonotonic", "ActiveEnterTimestampMonotonic")
 	if err != nil {
 		return Snapshot{}, err
 	}
@@ -37,6 +37,7 @@ func (u Units) Look(ctx context.Context) (Snapshot, error) {
 	if err != nil {
 		return Snapshot{}, err
 	}
+	s.Resolver.Begun = time.Duration(systemd.Value[uint64](general, "InactiveExitTimestampMonotonic")) * time.Microsecond
 	s.Resolver.Ready = time.Duration(systemd.Value[uint64](general, "ActiveEnterTimestampMonotonic")) * time.Microsecond
 	s.Resolver.Restarts = systemd.Value[uint32](service, "NRestarts")
 	s.Resolver.Result = systemd.Value[string](service, "Result")
