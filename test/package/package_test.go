@@ -10,8 +10,10 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -83,8 +85,13 @@ type file struct {
 // files are those of a package for dpkg, by name.
 func files(t *testing.T, arch string) map[string]file {
 	t.Helper()
+	return filesIn(t, deb(arch))
+}
+
+func filesIn(t *testing.T, deb string) map[string]file {
+	t.Helper()
 	all := map[string]file{}
-	r := tar.NewReader(strings.NewReader(tool(t, "dpkg-deb", "--fsys-tarfile", deb(arch))))
+	r := tar.NewReader(strings.NewReader(tool(t, "dpkg-deb", "--fsys-tarfile", deb)))
 	for {
 		h, err := r.Next()
 		if errors.Is(err, io.EOF) {
@@ -211,20 +218,33 @@ func TestDebAndRPMHaveTheSameFilesAndScripts(t *testing.T) {
 	}
 }
 
-// Everything of the tree that is meant for systemd, and no other.
-func TestAPackageHasAllUnitsAsTheyAreInTheTree(t *testing.T) {
-	got := files(t, "amd64")
+// What is for systemd and its kin, but a user: nothing of ours is in /etc/passwd.
+func TestAPackageHasTheUnitsAsTheyAreInTheTree(t *testing.T) {
+	got, want := map[string]string{}, map[string]string{}
+	for name, f := range files(t, "amd64") {
+		if strings.HasPrefix(name, "/usr/lib/") && f.Typeflag == tar.TypeReg {
+			got[name] = string(f.data)
+		}
+	}
+	read := func(name, at string) {
+		data, err := os.ReadFile(name)
+		must(t, err)
+		want[path.Join("/usr/lib", at)] = string(data)
+	}
 	units, err := filepath.Glob("../../units/*.s*[et]")
 	must(t, err)
-	if len(units) < 6 {
-		t.Errorf("the units are %q", units)
-	}
 	for _, name := range units {
-		want, err := os.ReadFile(name)
-		must(t, err)
-		if f := got["/usr/lib/systemd/system/"+filepath.Base(name)]; !bytes.Equal(f.data, want) {
-			t.Errorf("%s is\n%s", name, f.data)
+		read(name, "systemd/system/"+filepath.Base(name))
+	}
+	lib := os.DirFS("../../units/lib")
+	must(t, fs.WalkDir(lib, ".", func(name string, e fs.DirEntry, err error) error {
+		if err == nil && !e.IsDir() && path.Dir(name) != "sysusers.d" {
+			read("../../units/lib/"+name, name)
 		}
+		return err
+	}))
+	if diff := cmp.Diff(want, got); diff != "" || len(want) < 10 {
+		t.Errorf("below /usr/lib (-tree +package):\n%s", diff)
 	}
 }
 
@@ -330,8 +350,17 @@ func TestThePackagesOfACommitAreTheSameBytesEverywhere(t *testing.T) {
 		must(t, err)
 		got, err := os.ReadFile(filepath.Join(again, name))
 		must(t, err)
-		if !bytes.Equal(got, want) {
-			t.Errorf("%s differs: %x and %x", name, sha256.Sum256(want), sha256.Sum256(got))
+		if bytes.Equal(got, want) {
+			continue
+		}
+		t.Errorf("%s differs", name)
+		if strings.HasSuffix(name, ".deb") {
+			had, have := filesIn(t, filepath.Join(built, name)), filesIn(t, filepath.Join(again, name))
+			for name, f := range had {
+				if !bytes.Equal(f.data, have[name].data) {
+					t.Errorf("in it, %s", name)
+				}
+			}
 		}
 	}
 }

@@ -34,16 +34,16 @@ rpm() {
 	grep -v '^rpm: ' said || true
 	[ $code = 0 ] || echo "exit code $code"
 }
-ours() { (cd root && find etc run usr var/lib '(' -name '*nodelocaldns*' -o -path '*/nodelocaldns/*' ')' -print | sort); }
-ours | (cd root && xargs -r rm -rf) # of this machine
+every() { (cd root && find etc run usr var -path var/lib/rpm-of-test -prune -o -print | LC_ALL=C sort); }
+every | grep nodelocaldns | (cd root && xargs -r rm -rf) # of this machine
 rpm --initdb
+chroot root systemctl --version >/dev/null
+every >before
 
 say() { echo "== $*"; }
 say install
-mkdir -p root/etc/systemd/system-preset
-echo 'disable nodelocaldns*' >root/etc/systemd/system-preset/00-test.preset
 rpm --nodeps --install /package.rpm
-ours | grep '^usr/bin'
+every | grep '^usr/bin/nodelocaldns'
 chroot root systemctl is-enabled nodelocaldns.service || true
 say 'upgrade of one that is enabled and configured'
 chroot root systemctl --quiet enable nodelocaldns.service
@@ -62,8 +62,8 @@ say 'removal'
 rm root/var/lib/nodelocaldns/journal.json
 rpm --erase nodelocaldns
 rpm --query nodelocaldns
-say left
-ours
+say 'left, and taken'
+every | diff before - | grep '^[<>]' || true
 `
 	out, err := exec.Command("unshare", "--mount", "sh", "-c", script, "sh", t.TempDir(), rpm("amd64")).CombinedOutput()
 	if err != nil {
@@ -91,9 +91,9 @@ enabled
 warning: /etc/nodelocaldns/config.yaml saved as /etc/nodelocaldns/config.yaml.rpmsave
 package nodelocaldns is not installed
 exit code 1
-== left
-etc/nodelocaldns
-etc/nodelocaldns/config.yaml.rpmsave
+== left, and taken
+> etc/nodelocaldns
+> etc/nodelocaldns/config.yaml.rpmsave
 `
 	if diff := cmp.Diff(want, string(out)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -58,12 +58,12 @@ sed "s/@DATE@/$(date +%F)/; s/@SOURCE@/nodelocaldns $VERSION/" units/package/nod
 "$program" config default >"$doc/examples/config.yaml"
 cp units/rbac.yaml "$doc/examples"
 
-# For Debian alone, which wants a changelog; what has changed, git tells.
+# For Debian alone, which wants a changelog.
 cp units/package/copyright "$doc"
 cat >"$doc/changelog" <<END
 nodelocaldns ($VERSION) unstable; urgency=medium
 
-  * Built from commit $(git rev-parse HEAD 2>/dev/null || echo unknown).
+  * What has changed, the log of the project's git repository tells.
 
  -- nodelocaldns maintainers <maintainers@nodelocaldns.io>  $(LC_ALL=C date +'%a, %d %b %Y %T +0000')
 END
