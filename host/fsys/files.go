@@ -44,6 +44,28 @@ type Content struct {
 	GID  int         `json:"gid"`
 }
 
+// Temporary is where Replace writes a file before it is renamed. There is one name
+// for each file, so that what a power cut left is found again, and removed by who
+// undoes. Those who read a directory whole, systemd and the kubelet, do not read
+// it: it is hidden, and ends in none of their suffixes.
+func Temporary(name string) string {
+	return path.Join(path.Dir(name), "."+path.Base(name)+".nodelocaldns")
+}
+
+// Replace makes the file name, or replaces it; like is that of [Files.Write]. When
+// it fails, the old one is there as it was.
+func Replace(f Files, name string, c Content, like string) error {
+	tmp := Temporary(name)
+	err := f.Write(tmp, c, like)
+	if err == nil {
+		err = f.Rename(tmp, name)
+	}
+	if err != nil {
+		return errors.Join(err, f.Remove(tmp))
+	}
+	return nil
+}
+
 // DirFiles returns the Files of a tree.
 func DirFiles(tree Tree) Files { return dirFiles{tree} }
 

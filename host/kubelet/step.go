@@ -326,13 +326,6 @@ func (s *Step) stale(f Facts, c Change) ([]string, error) {
 	return out, nil
 }
 
-// temporary is where a file is written before it is renamed. There is one name
-// for each file, so that what a power cut left is found again. Neither systemd
-// nor the kubelet reads it: it is hidden and does not end in .conf.
-func temporary(name string) string {
-	return path.Join(path.Dir(name), "."+path.Base(name)+".nodelocaldns")
-}
-
 // Apply is step.Step. If systemd does not take the file, or any write fails,
 // what it found is there again when it returns.
 func (s *Step) Apply(ctx context.Context) error {
@@ -360,7 +353,7 @@ func (s *Step) Apply(ctx context.Context) error {
 			return writing(dir, errors.Join(err, s.removeDirs(was.dirs)))
 		}
 	}
-	if err := s.put(c.Path, want, like); err != nil {
+	if err := fsys.Replace(s.cfg.Files, c.Path, want, like); err != nil {
 		return writing(c.Path, errors.Join(err, s.removeDirs(was.dirs)))
 	}
 	if err := s.verify(ctx, f, c); err != nil {
@@ -394,18 +387,6 @@ func writing(name string, err error) error {
 	return err
 }
 
-// put replaces name. When it fails, the old file is there as it was.
-func (s *Step) put(name string, c fsys.Content, like string) error {
-	tmp := temporary(name)
-	if err := s.cfg.Files.Write(tmp, c, like); err != nil {
-		return errors.Join(err, s.cfg.Files.Remove(tmp))
-	}
-	if err := s.cfg.Files.Rename(tmp, name); err != nil {
-		return errors.Join(err, s.cfg.Files.Remove(tmp))
-	}
-	return nil
-}
-
 // verify asks systemd, if it reads the file at all.
 func (s *Step) verify(ctx context.Context, f Facts, c Change) error {
 	if s.cfg.Verify == nil || c.Argv == nil {
@@ -434,7 +415,7 @@ func (s *Step) verify(ctx context.Context, f Facts, c Change) error {
 func (s *Step) takeBack(ctx context.Context, name string, was seen) error {
 	var err error
 	if was.file != nil {
-		err = s.put(name, *was.file, name)
+		err = fsys.Replace(s.cfg.Files, name, *was.file, name)
 	} else if err = s.cfg.Files.Remove(name); err == nil {
 		err = s.removeDirs(was.dirs)
 	}
@@ -494,8 +475,8 @@ func (s *Step) Undo(ctx context.Context, saved step.Saved) error {
 }
 
 func (s *Step) undoFile(h held, name string) error {
-	if err := s.cfg.Files.Remove(temporary(name)); err != nil {
-		return fmt.Errorf("removing %s: %w", temporary(name), err)
+	if err := s.cfg.Files.Remove(fsys.Temporary(name)); err != nil {
+		return fmt.Errorf("removing %s: %w", fsys.Temporary(name), err)
 	}
 	now, err := s.look(name)
 	if err != nil {
@@ -525,7 +506,7 @@ func (s *Step) undoFile(h held, name string) error {
 		}
 		return nil
 	}
-	if err := s.put(name, *was, name); err != nil {
+	if err := fsys.Replace(s.cfg.Files, name, *was, name); err != nil {
 		return writing(name, err)
 	}
 	return nil

@@ -298,7 +298,8 @@ func (s *Step) write(p plan) error {
 		made = append(made, dir)
 	}
 	for _, f := range p.files {
-		if err := s.put(f.name, f.now); err != nil {
+		c := fsys.Content{Data: f.now, Mode: 0o644, UID: os.Getuid(), GID: os.Getgid()}
+		if err := fsys.Replace(s.cfg.Files, f.name, c, ""); err != nil {
 			return back(f.name, err)
 		}
 		if f.was == nil {
@@ -324,26 +325,6 @@ func writing(name string, err error) error {
 		return &step.Error{Err: err, Next: "make room there, then apply again"}
 	}
 	return err
-}
-
-// temporary is where a file is written before it is renamed: one name for each
-// file, so that what a power cut left is found again. systemd does not read it:
-// it is hidden, and its suffix is no unit's.
-func temporary(name string) string {
-	return path.Join(path.Dir(name), "."+path.Base(name)+".nodelocaldns")
-}
-
-// put makes or replaces a file. When it fails, the old one is there as it was.
-func (s *Step) put(name string, data []byte) error {
-	tmp := temporary(name)
-	err := s.cfg.Files.Write(tmp, fsys.Content{Data: data, Mode: 0o644, UID: os.Getuid(), GID: os.Getgid()}, "")
-	if err == nil {
-		err = s.cfg.Files.Rename(tmp, name)
-	}
-	if err != nil {
-		return errors.Join(err, s.cfg.Files.Remove(tmp))
-	}
-	return nil
 }
 
 // removeOne removes what we made; a directory only if nobody has put anything
@@ -388,7 +369,7 @@ func (s *Step) Undo(ctx context.Context, saved step.Saved) error {
 		return err
 	}
 	for _, name := range files {
-		if err := errors.Join(s.removeOne(temporary(name)), s.removeOne(name)); err != nil {
+		if err := errors.Join(s.removeOne(fsys.Temporary(name)), s.removeOne(name)); err != nil {
 			return err
 		}
 	}
