@@ -56,12 +56,14 @@ func TestOnABootedSystemd(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	build := exec.Command("go", "build", "-o", filepath.Join(root, units.Program), "nodelocaldns/cmd/nodelocaldns")
+	if err := os.MkdirAll(filepath.Join(root, "usr/bin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	build := exec.Command("go", "build", "-o", filepath.Join(root, "usr/bin"), "nodelocaldns/cmd/nodelocaldns", "nodelocaldns/cmd/nodelocaldns-relay")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	put(units.RelayProgram, "#!/bin/sh\nexec sleep infinity\n", 0o755) // it is not started
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -156,6 +158,56 @@ func installAndRemove(t *testing.T) {
 		}
 	}
 
+	// Who answers, when the resolver is stopped and after. Somebody always does.
+	ctl := func(args ...string) {
+		t.Helper()
+		if out, err := exec.Command("systemctl", append([]string{"--job-mode=ignore-requirements"}, args...)...).CombinedOutput(); err != nil {
+			t.Fatalf("systemctl %s: %v: %s", strings.Join(args, " "), err, out)
+		}
+	}
+	answers := func(when, want string) {
+		t.Helper()
+		lost := make(chan error, 40)
+		for range cap(lost) {
+			go func() { // from 40 ports: the kernel deals them out to the sockets
+				c := dns.Client{Timeout: 10 * time.Second}
+				_, _, err := c.Exchange(new(dns.Msg).SetQuestion("www.example.", dns.TypeA), "169.254.20.10:53")
+				lost <- err
+			}()
+		}
+		var errs []error
+		for range cap(lost) {
+			errs = append(errs, <-lost)
+		}
+		if err := errors.Join(errs...); err != nil {
+			t.Errorf("%s: %v", when, err)
+		}
+		var runs []string
+		for _, name := range []string{units.Socket, units.Resolver, units.Relay} {
+			runs = append(runs, state(name, "ActiveState"))
+		}
+		if got := strings.Join(runs, " "); got != want {
+			t.Errorf("%s, socket, resolver and relay are %s; want %s", when, got, want)
+		}
+	}
+	ctl("stop", units.Guard) // which would have its say
+	ctl("stop", units.Resolver)
+	answers("resolver stopped", "active inactive active")
+	ctl("stop", units.Relay)
+	answers("relay stopped", "active inactive active")
+	ctl("start", units.Resolver)
+	answers("resolver started beside the relay", "active active active")
+	ctl("stop", units.Relay)
+	answers("relay stopped beside the resolver", "active active inactive")
+	if out, err := exec.Command("systemctl", "restart", units.Socket).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	answers("sockets started again", "active active inactive")
+	ctl("kill", "--signal=KILL", units.Resolver)
+	answers("resolver killed", "active active inactive")
+	ctl("start", units.Guard)
+	pid = state(units.Resolver, "MainPID")
+
 	socket := state(units.Socket, "ActiveEnterTimestampMonotonic")
 	if err := apply(large); err != nil {
 		t.Fatal(err)
@@ -183,9 +235,7 @@ func installAndRemove(t *testing.T) {
 	if got := text(apply(large)); !strings.HasPrefix(got, said) || !strings.HasSuffix(got, "\njournalctl -u nodelocaldns.service says why") {
 		t.Errorf("got %q, want %q and where to look", got, said)
 	}
-	if got := state(units.Socket, "ActiveState"); got != "active" {
-		t.Errorf("the socket is %s", got)
-	}
+	answers("resolver cannot be started", "active failed active")
 	if f, err = newStep(large).Check(t.Context()); err != nil || !strings.Contains(f.Why, "nodelocaldns.service is failed: ") {
 		t.Errorf("given up: %+v, %v", f, err)
 	}
