@@ -282,7 +282,7 @@ func TestAPackageIsInstalledEnabledUpgradedRemovedAndPurged(t *testing.T) {
 
 	kubelet = m.kubelet(t)
 	sockets := m.sh(t, 0, "systemctl show nodelocaldns.socket --property=InvocationID,ActiveEnterTimestampMonotonic")
-	before1 := m.sh(t, 0, processes+"; systemctl show --value --property=MainPID nodelocaldns")
+	resolver := m.sh(t, 0, processes+"; systemctl show --value --property=MainPID nodelocaldns")
 	s := m.load(t, 1000, func() { m.sh(t, 0, "apt-get install -y /root/newer.deb; nodelocaldns version") })
 	t.Logf("upgrade at %.0f q/s: %d queries, %d lost, %d wrong, %d SERVFAIL, slowest %v", s.Rate, s.Sent, s.Lost, s.Wrong, s.Servfail, s.Slowest)
 	if s.Right != s.Sent || s.Sent < 2000 {
@@ -291,7 +291,7 @@ func TestAPackageIsInstalledEnabledUpgradedRemovedAndPurged(t *testing.T) {
 	if got := m.sh(t, 0, processes); got != "/usr/bin/nodelocaldns\n/usr/bin/nodelocaldns\n" {
 		t.Errorf("after an upgrade these run:\n%s", got)
 	}
-	if m.sh(t, 0, processes+"; systemctl show --value --property=MainPID nodelocaldns") == before1 {
+	if m.sh(t, 0, processes+"; systemctl show --value --property=MainPID nodelocaldns") == resolver {
 		t.Error("the resolver is the one from before the upgrade")
 	}
 	if again := m.sh(t, 0, "systemctl show nodelocaldns.socket --property=InvocationID,ActiveEnterTimestampMonotonic"); again != sockets {
