@@ -36,6 +36,9 @@ var update = flag.Bool("update", false, "write what happened into testdata/scena
 //	ask NAME TYPE [WORD...]    a client asks (dnstest.ParseAsk)
 //	wait DURATION              time passes
 //	reload [LINE]              with LINE added to the configuration
+//	restart DURATION [LINE]    another process takes over after so long, with
+//	                           LINE added to the configuration
+//	reboot DURATION            the same, and the machine is another boot
 //	upstream [NAME]            follows the script of that name from now on
 //	resolv.conf [ADDRESS...]   the node's file is rewritten
 //	watch loops|resolv.conf    the server's watchers run from now on
@@ -82,6 +85,7 @@ type conversation struct {
 	ar         *txtar.Archive
 	up         *dnstest.Upstream
 	resolvConf string
+	boot       string
 	start      time.Time
 	ctx        context.Context
 	counters   *counters
@@ -155,18 +159,7 @@ func converse(t *testing.T, ar *txtar.Archive, resolvConf string, script []byte)
 	if file := section(ar, "resolv.conf"); file != "" {
 		c.write(file)
 	}
-	c.s, err = New(c.cfg, Deps{
-		Log:        slog.New(slog.DiscardHandler),
-		ResolvConf: []string{resolvConf},
-		Random:     bytes.NewReader(bytes.Repeat([]byte{0xAB}, 1<<16)),
-		Exchanger: func(server netip.AddrPort, p Proto) upstream.Exchanger {
-			return c.up.Exchanger(server, p.String())
-		},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.counters = &c.s.streamC
+	c.begin()
 	var stop context.CancelFunc
 	c.ctx, stop = context.WithCancel(t.Context())
 
@@ -183,14 +176,60 @@ func converse(t *testing.T, ar *txtar.Archive, resolvConf string, script []byte)
 		}
 	}
 	stop()
-	c.s.flights.waiting.Wait()
-	c.s.stop()
-	c.s.flights.running.Wait()
+	c.end()
 	synctest.Wait()
 	if left := c.took(); left != "" {
 		t.Errorf("behind the end of the conversation:\n%s", left)
 	}
 	return []byte(out.String())
+}
+
+// begin starts a server.
+func (c *conversation) begin() {
+	var err error
+	c.s, err = New(c.cfg, Deps{
+		Log:        slog.New(slog.DiscardHandler),
+		ResolvConf: []string{c.resolvConf},
+		Random:     bytes.NewReader(bytes.Repeat([]byte{0xAB}, 1<<16)),
+		Uptime:     func() time.Duration { return time.Since(c.start) },
+		Boot:       c.boot,
+		Exchanger: func(server netip.AddrPort, p Proto) upstream.Exchanger {
+			return c.up.Exchanger(server, p.String())
+		},
+	})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.counters = &c.s.streamC
+}
+
+// end ends the server, as Serve does.
+func (c *conversation) end() {
+	c.s.flights.waiting.Wait()
+	c.s.stop()
+	c.s.flights.running.Wait()
+}
+
+// restart has another server take over from this one after a while.
+func (c *conversation) restart(down string, line []string) {
+	d, err := time.ParseDuration(down)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.end()
+	var snapshot bytes.Buffer
+	saved, err := c.s.SaveCache(&snapshot)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	time.Sleep(d)
+	c.configure(line)
+	c.begin()
+	if loaded, err := c.s.LoadCache(&snapshot); err != nil {
+		c.happened("saved %d, loaded none: %v", saved, err)
+	} else {
+		c.happened("saved %d, loaded %d", saved, loaded)
+	}
 }
 
 func (c *conversation) do(words []string) {
@@ -215,6 +254,11 @@ func (c *conversation) do(words []string) {
 		if err := c.s.Reload(c.cfg); err != nil {
 			c.happened("error: %v", err)
 		}
+	case "restart":
+		c.restart(rest[0], rest[1:])
+	case "reboot":
+		c.boot += "+"
+		c.restart(rest[0], nil)
 	case "upstream":
 		if err := c.up.Follow(section(c.ar, cmp.Or(strings.Join(rest, " "), "upstream"))); err != nil {
 			c.t.Fatal(err)

@@ -39,6 +39,12 @@ type Deps struct {
 	Now    func() time.Time
 	Random io.Reader // unpredictable bytes
 
+	// Uptime is CLOCK_BOOTTIME, and Boot names the start of the machine from
+	// which it counts, such as the kernel's boot_id. SaveCache and LoadCache go
+	// by them.
+	Uptime func() time.Duration
+	Boot   string
+
 	// Exchanger makes the means to ask a server over a protocol.
 	Exchanger func(server netip.AddrPort, p Proto) upstream.Exchanger
 }
@@ -49,6 +55,8 @@ type Server struct {
 	random    io.Reader
 	wallClock func() time.Time
 	start     time.Time
+	uptime    func() time.Duration
+	boot      string
 	exchanger exchangers
 	conf      []string
 
@@ -86,6 +94,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 	}
 	s := &Server{
 		log: d.Log, random: d.Random, wallClock: d.Now, exchanger: d.Exchanger, conf: d.ResolvConf,
+		uptime: d.Uptime, boot: d.Boot,
 		ready: make(chan struct{}), rerouted: make(chan struct{}, 1), suspected: make(chan struct{}, 1),
 		cache:   cache.New(cfg.cacheLimits(), cfg.MaxBytes),
 		flights: flights{byKey: map[string]*flight{}},
@@ -95,6 +104,9 @@ func New(cfg Config, d Deps) (*Server, error) {
 	}
 	if s.wallClock == nil {
 		s.wallClock = time.Now
+	}
+	if s.uptime == nil {
+		s.uptime = sinceBoot
 	}
 	if s.random == nil {
 		s.random = rand.Reader
