@@ -38,7 +38,6 @@ var update = flag.Bool("update", false, "write what happened into testdata/scena
 //	reload [LINE]              with LINE added to the configuration
 //	restart DURATION [LINE]    another process takes over after so long, with
 //	                           LINE added to the configuration
-//	reboot DURATION            the same, and the machine is another boot
 //	upstream [NAME]            follows the script of that name from now on
 //	resolv.conf [ADDRESS...]   the node's file is rewritten
 //	watch loops|resolv.conf    the server's watchers run from now on
@@ -85,7 +84,6 @@ type conversation struct {
 	ar         *txtar.Archive
 	up         *dnstest.Upstream
 	resolvConf string
-	boot       string
 	start      time.Time
 	ctx        context.Context
 	counters   *counters
@@ -192,7 +190,6 @@ func (c *conversation) begin() {
 		ResolvConf: []string{c.resolvConf},
 		Random:     bytes.NewReader(bytes.Repeat([]byte{0xAB}, 1<<16)),
 		Uptime:     func() time.Duration { return time.Since(c.start) },
-		Boot:       c.boot,
 		Exchanger: func(server netip.AddrPort, p Proto) upstream.Exchanger {
 			return c.up.Exchanger(server, p.String())
 		},
@@ -256,9 +253,6 @@ func (c *conversation) do(words []string) {
 		}
 	case "restart":
 		c.restart(rest[0], rest[1:])
-	case "reboot":
-		c.boot += "+"
-		c.restart(rest[0], nil)
 	case "upstream":
 		if err := c.up.Follow(section(c.ar, cmp.Or(strings.Join(rest, " "), "upstream"))); err != nil {
 			c.t.Fatal(err)

@@ -39,11 +39,7 @@ type Deps struct {
 	Now    func() time.Time
 	Random io.Reader // unpredictable bytes
 
-	// Uptime is CLOCK_BOOTTIME, and Boot names the start of the machine from
-	// which it counts, such as the kernel's boot_id. SaveCache and LoadCache go
-	// by them.
-	Uptime func() time.Duration
-	Boot   string
+	Uptime func() time.Duration // CLOCK_BOOTTIME
 
 	// Exchanger makes the means to ask a server over a protocol.
 	Exchanger func(server netip.AddrPort, p Proto) upstream.Exchanger
@@ -56,7 +52,6 @@ type Server struct {
 	wallClock func() time.Time
 	start     time.Time
 	uptime    func() time.Duration
-	boot      string
 	exchanger exchangers
 	conf      []string
 
@@ -94,7 +89,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 	}
 	s := &Server{
 		log: d.Log, random: d.Random, wallClock: d.Now, exchanger: d.Exchanger, conf: d.ResolvConf,
-		uptime: d.Uptime, boot: d.Boot,
+		uptime: d.Uptime,
 		ready: make(chan struct{}), rerouted: make(chan struct{}, 1), suspected: make(chan struct{}, 1),
 		cache:   cache.New(cfg.cacheLimits(), cfg.MaxBytes),
 		flights: flights{byKey: map[string]*flight{}},

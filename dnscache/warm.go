@@ -13,8 +13,9 @@ import (
 )
 
 // SaveCache writes what the cache holds for the process that comes after this
-// one, and returns how many replies that are. Failures are left out. It may be
-// called while the server serves, and after Serve has returned.
+// one, and returns how many replies that are. Failures are left out. Times are
+// those of CLOCK_BOOTTIME: what was written must not outlive the boot of the
+// machine. It may be called while the server serves, and after Serve has returned.
 func (s *Server) SaveCache(w io.Writer) (int, error) {
 	from := s.origin()
 	return s.cache.Snapshot(w, from, s.now(), s.uptime())
@@ -23,19 +24,17 @@ func (s *Server) SaveCache(w io.Writer) (int, error) {
 // LoadCache takes over what another process has written with SaveCache, whole
 // or not at all, and returns how many replies are still fresh: TTLs go on
 // counting while no process serves. The error says why nothing was taken: it
-// cannot be read, is damaged or of another version, is from before the machine
-// was started, or the names went to other servers then. It is called before
-// Serve.
+// cannot be read, is damaged or of another version, or names went to other
+// servers then. It is called before Serve.
 func (s *Server) LoadCache(r io.Reader) (int, error) {
 	return s.cache.Restore(r, s.origin(), s.now(), s.uptime())
 }
 
-// origin is all that decides which servers answer which names, and the boot by
-// which uptime counts.
+// origin is all that decides which servers answer which names.
 func (s *Server) origin() cache.Origin {
 	st := s.state.Load()
 	text, err := json.Marshal([]any{
-		s.boot, st.cfg.ClusterDomain, st.cfg.ClusterDNS, st.cfg.AwaitClusterDNS, st.cfg.Upstreams, st.cfg.StubDomains, st.node,
+		st.cfg.ClusterDomain, st.cfg.ClusterDNS, st.cfg.AwaitClusterDNS, st.cfg.Upstreams, st.cfg.StubDomains, st.node,
 	})
 	if err != nil {
 		panic(fmt.Sprintf("addresses and names cannot be written as JSON: %v", err)) // not reached

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -31,6 +32,8 @@ type resolver interface {
 	Reload(cfg dnscache.Config) error
 	Stats() dnscache.Stats
 	Sockets() []dnscache.SocketState
+	SaveCache(w io.Writer) (replies int, err error)
+	LoadCache(r io.Reader) (replies int, err error)
 }
 
 func (a *app) serveCommand() *cobra.Command {
@@ -125,6 +128,8 @@ func (a *app) serve(ctx context.Context) error {
 		return explainBind(err, cfg.Listen.Port, "listen.port or listen.addresses")
 	}
 	s.metrics.watch(s.resolver)
+	warm := warmPath()
+	s.takeOver(warm)
 	s.probe = &prober{addrs: listen}
 
 	// What is seen from outside ends after the resolver: a scrape or a status
@@ -189,6 +194,7 @@ func (a *app) serve(ctx context.Context) error {
 	notify("STOPPING=1", "STATUS=answering what is in flight")
 	log.Info("stopping")
 	err = <-resolved
+	s.leave(warm)
 	log.Info("stopped", "queries", s.totals().queries)
 	return err
 }

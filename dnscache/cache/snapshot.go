@@ -45,7 +45,7 @@ var (
 	ErrTooLarge     = errors.New("it is larger than the cache")
 	ErrDamaged      = errors.New("it is damaged")
 	ErrOtherVersion = errors.New("it is of another version")
-	ErrOtherOrigin  = errors.New("it holds the replies of other servers, or is from before the node was started")
+	ErrOtherOrigin  = errors.New("it holds the replies of other servers, or is from the future")
 )
 
 // An Origin says whose replies a snapshot holds: one of another origin is not

@@ -263,3 +263,26 @@ func FuzzRestore(f *testing.F) {
 		}
 	})
 }
+
+// What a restart costs beside its process: 30,000 replies are as many as the
+// default caps let in of answers.
+func BenchmarkSnapshot(b *testing.B) {
+	c := New(allZones(Limit{9984, 9984}), plenty)
+	for i := range 3 * 9984 {
+		c.Put(entry(Success, uint8(i%Zones), i, 60))
+	}
+	var text []byte
+	b.Run("write", func(b *testing.B) {
+		for b.Loop() {
+			text = snapshot(b, c, 0, 0)
+		}
+		b.ReportMetric(float64(len(text)), "bytes")
+	})
+	b.Run("read", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := New(allZones(Limit{9984, 9984}), plenty).Restore(bytes.NewReader(text), here, 0, 0); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}

@@ -59,6 +59,7 @@ type Zones struct {
 // Cache says how much may be kept.
 type Cache struct {
 	MaxBytes int64 // one budget for all zones, a multiple of 1 KiB
+	Persist  bool  // the next process of the resolver's unit goes on with what this one has kept
 }
 
 // Kubelet says whether the kubelet is made to name us first to pods, and how.
@@ -137,7 +138,7 @@ func Default() Config {
 			Reverse:  dnscache.Zone{Success: limits(30 * time.Second), Denial: limits(30 * time.Second), Transport: dnscache.TransportTCP},
 			External: dnscache.Zone{Success: limits(30 * time.Second), Denial: limits(30 * time.Second), Transport: dnscache.TransportAuto},
 		},
-		Cache: Cache{MaxBytes: 32 << 20},
+		Cache: Cache{MaxBytes: 32 << 20, Persist: true},
 		Kubelet: Kubelet{
 			Manage: true, Backend: kubelet.Auto,
 			Drain: drain.Auto, Timeout: 5 * time.Minute, Settle: 30 * time.Second,

@@ -96,7 +96,7 @@ sysctls:
   net.netfilter.nf_conntrack_tcp_timeout_close_wait: {value: 60, policy: exact}
   net.netfilter.nf_conntrack_max: {value: 2097152}
 kubelet: {manage: false, unit: kubelet@1.service, backend: args-file, drain: cordon, timeout: 10m, settle: 1m30s, kubeconfig: /etc/kubernetes/our.conf}
-cache: {maxBytes: 1536KiB}
+cache: {maxBytes: 1536KiB, persist: false}
 zones:
   cluster: {success: {entries: 1, maxTTL: 2s}, denial: {entries: 3, maxTTL: 0}, transport: auto}
   reverse: {success: {entries: 4, maxTTL: 1h30m}, denial: {entries: 0, maxTTL: 168h}, transport: udp}
@@ -266,7 +266,7 @@ func TestRejected(t *testing.T) {
 		{"a list as a key", "? [a]\n: b\n", `1: found a list as a key, allowed: a mapping of listen, cluster, upstreams, stubDomains, zones, cache, kubelet, sysctls, notrack, metrics, health`},
 		{"a merge key", "listen:\n  <<: {port: 53}\n", `2: listen."<<": unknown key, allowed: addresses, port, interface, linkType`},
 		{"no value", "listen:\n", `1: listen: found nothing, allowed: a mapping of addresses, port, interface, linkType`},
-		{"text for a mapping", "cache: 32MiB\n", `1: cache: found "32MiB", allowed: a mapping of maxBytes`},
+		{"text for a mapping", "cache: 32MiB\n", `1: cache: found "32MiB", allowed: a mapping of maxBytes, persist`},
 		{"a list for the file", "- a\n", `1: found a list, allowed: a mapping of listen, cluster, upstreams, stubDomains, zones, cache, kubelet, sysctls, notrack, metrics, health`},
 
 		{"port text", "listen: {port: domain}\n", `1: listen.port: found "domain", allowed: a whole number from 1 to 65535`},
@@ -336,7 +336,7 @@ func TestRejected(t *testing.T) {
 		{"a decimal unit", "cache: {maxBytes: 32MB}\n", `1: cache.maxBytes: found "32MB", allowed: a size such as 32MiB, from 1MiB to 16GiB, in KiB, MiB or GiB`},
 		{"a size that overflows", "cache: {maxBytes: 9223372036854775807GiB}\n", `1: cache.maxBytes: found "9223372036854775807GiB", allowed: a size such as 32MiB, from 1MiB to 16GiB, in KiB, MiB or GiB`},
 		{"a small size", "cache: {maxBytes: 1023KiB}\n", `1: cache.maxBytes: found "1023KiB", allowed: a size such as 32MiB, from 1MiB to 16GiB, in KiB, MiB or GiB`},
-		{"a key whose feature does not exist", "cache: {serveStale: {for: 1h}}\n", `1: cache.serveStale: unknown key, allowed: maxBytes`},
+		{"a key whose feature does not exist", "cache: {serveStale: {for: 1h}}\n", `1: cache.serveStale: unknown key, allowed: maxBytes, persist`},
 
 		{"a sysctl of others", "sysctls: {net.ipv4.ip_forward: {value: 1}}\n", `1: sysctls.net.ipv4.ip_forward: unknown key, allowed: net.netfilter.nf_conntrack_max, net.netfilter.nf_conntrack_buckets, net.netfilter.nf_conntrack_tcp_timeout_fin_wait, net.netfilter.nf_conntrack_tcp_timeout_time_wait, net.netfilter.nf_conntrack_tcp_timeout_close_wait`},
 		{"a sysctl's policy", "sysctls: {net.netfilter.nf_conntrack_max: {policy: min}}\n", `1: sysctls.net.netfilter.nf_conntrack_max.policy: found "min", allowed: floor, ceiling, exact`},

@@ -87,6 +87,7 @@ func (r *reader) root(n *yaml.Node, c *Config) {
 			// Below 1 MiB not even the warm names of one node fit; above
 			// 16 GiB a typo is likelier than a wish.
 			r.to("maxBytes", size(&c.Cache.MaxBytes, 1<<20, 16<<30)),
+			r.to("persist", boolean(&c.Cache.Persist)),
 		),
 		r.of("kubelet",
 			r.to("manage", boolean(&c.Kubelet.Manage)),

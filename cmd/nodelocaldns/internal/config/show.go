@@ -85,6 +85,7 @@ func (c Config) YAML() []byte {
 	}
 	p("cache:")
 	p("  maxBytes: %s", formatSize(c.Cache.MaxBytes))
+	p("  persist: %t", c.Cache.Persist)
 	p("kubelet:")
 	p("  manage: %t", c.Kubelet.Manage)
 	p("  unit: %s", quote(cmp.Or(c.Kubelet.Unit, wordAuto)))
