@@ -90,7 +90,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 	s := &Server{
 		log: d.Log, random: d.Random, wallClock: d.Now, exchanger: d.Exchanger, conf: d.ResolvConf,
 		uptime: d.Uptime,
-		ready: make(chan struct{}), rerouted: make(chan struct{}, 1), suspected: make(chan struct{}, 1),
+		ready:  make(chan struct{}), rerouted: make(chan struct{}, 1), suspected: make(chan struct{}, 1),
 		cache:   cache.New(cfg.cacheLimits(), cfg.MaxBytes),
 		flights: flights{byKey: map[string]*flight{}},
 	}
