@@ -137,6 +137,27 @@ func tool(t *testing.T, name string) string {
 	return file
 }
 
+// What systemd itself makes of how little the units can do; 10 is everything.
+func TestTheUnitsAreExposedToLittle(t *testing.T) {
+	analyze := tool(t, "systemd-analyze")
+	for _, test := range []struct {
+		unit    string
+		tenths  int
+		because string
+	}{
+		{Resolver, 15, "it parses what strangers send"},
+		{Relay, 16, "it parses as little of that as it can, and looks for the kubelet"},
+		{Guard, 32, "it changes the node"},
+		{Kubelet, 30, "it changes the kubelet's files"},
+		{Resume, 30, "it changes the kubelet's files"},
+	} {
+		out, err := exec.Command(analyze, "security", "--offline=yes", "--no-pager", fmt.Sprintf("--threshold=%d", test.tenths), test.unit).CombinedOutput()
+		if err != nil {
+			t.Errorf("%s is to be exposed to at most %d tenths (%s): %v\n%s", test.unit, test.tenths, test.because, err, out)
+		}
+	}
+}
+
 // systemd itself has nothing to say about them.
 func TestSystemdTakesTheUnits(t *testing.T) {
 	analyze := tool(t, "systemd-analyze")
