@@ -124,6 +124,7 @@ func (a *app) apply(ctx context.Context, names []string, boot, skipCanary bool, 
 	if err != nil {
 		return nil, err
 	}
+	pending := p.restartPending(ctx)
 	switch err = p.Apply(ctx, names, before); {
 	case errors.Is(err, host.ErrOff):
 		a.warn("off: a rollback was asked for, so nothing is written at boot until the next apply")
@@ -148,7 +149,24 @@ func (a *app) apply(ctx context.Context, names []string, boot, skipCanary bool, 
 	}
 	r := p.restartPending(ctx)
 	out.RestartPending = r != nil
+	if row := restarted(before, pending, r); row != nil && err == nil {
+		out.Changed = true
+		out.Steps = append(out.Steps, *row)
+	}
 	return r, errors.Join(err, cerr)
+}
+
+// restarted is the row for a restart of the kubelet where no file changed: those of
+// a boot, or of an apply that was cut off, were right already. Nil if that was not
+// so; was and is say whether a restart is pending.
+func restarted(before []engine.Status, was, is *host.Restart) *planStep {
+	switch {
+	case statusOfStep(before, kubelet.WindowName).Ours:
+		return &planStep{kubelet.WindowName, stateApplied, "brought to its end", ""}
+	case was != nil && is == nil:
+		return &planStep{kubelet.WindowName, stateApplied, "the kubelet has taken its files over", ""}
+	}
+	return nil
 }
 
 // resume is apply --resume.

@@ -313,6 +313,28 @@ func TestARollbackThatFailsSaysWhetherPodsAreStillSentToUs(t *testing.T) {
 	}
 }
 
+// After a boot has written the kubelet's file beside a kubelet that ran, apply does
+// nothing but restart it.
+func TestARestartAloneIsAChange(t *testing.T) {
+	pending := &host.Restart{}
+	open := []engine.Status{{Name: kubelet.WindowName, Ours: true}}
+	for _, tt := range []struct {
+		name    string
+		before  []engine.Status
+		was, is *host.Restart
+		want    *planStep
+	}{
+		{"it was not pending", nil, nil, nil, nil},
+		{"it is pending still", nil, pending, pending, nil},
+		{"it was done", nil, pending, nil, &planStep{kubelet.WindowName, stateApplied, "the kubelet has taken its files over", ""}},
+		{"one was cut off", open, nil, nil, &planStep{kubelet.WindowName, stateApplied, "brought to its end", ""}},
+	} {
+		if diff := cmp.Diff(tt.want, restarted(tt.before, tt.was, tt.is)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
+		}
+	}
+}
+
 func TestResumeBringsARestartToItsEndAndSaysWhatBecameOfIt(t *testing.T) {
 	const apart, with = "--cluster-dns=10.96.0.10", "--cluster-dns=169.254.20.10,10.96.0.10"
 	everything := func([]netip.Addr) bool { return true }
