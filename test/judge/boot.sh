@@ -44,6 +44,7 @@ done
 : >root/dev/console
 mount --bind "$console" root/dev/console
 mkdir root/dev/shm root/dev/pts
+ln -s pts/ptmx root/dev/ptmx # for units with devices of their own
 mount --bind "$out" root/judge
 cd root
 init=/lib/systemd/systemd
