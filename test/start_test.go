@@ -79,8 +79,8 @@ func TestTheKubeletStartsWithUsFirstOrAsItAlwaysDid(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, ""},
-		{"our program hangs", func(t *testing.T, root string) {
-			put(t, filepath.Join(root, "usr/bin/nodelocaldns"), []byte("#!/bin/sh\nexec sleep 60\n"), 0o755)
+		{"our program hangs, and is deaf to SIGTERM", func(t *testing.T, root string) {
+			put(t, filepath.Join(root, "usr/bin/nodelocaldns"), []byte("#!/bin/sh\ntrap '' TERM\nexec sleep 60\n"), 0o755)
 		}, ""},
 		{"the off switch is set", func(t *testing.T, root string) {
 			put(t, filepath.Join(root, "var/lib/nodelocaldns/off"), nil, 0o644)
@@ -99,7 +99,7 @@ func TestTheKubeletStartsWithUsFirstOrAsItAlwaysDid(t *testing.T) {
 			if _, err := exec.LookPath("systemd-analyze"); err != nil {
 				judge.Skip(t, "needs systemd")
 			}
-			nodelocaldns(t, "--root", root, "apply")
+			nodelocaldns(t, "--root", root, "apply", "--step", "kubelet") // without our units, which would repair what is done here
 			tt.do(t, root)
 			starts, log := judge.Run(t, root, []string{"/usr/bin/kubelet"}, []string{"kubelet.service"})
 			args := starts["kubelet.service"].Args
@@ -126,7 +126,7 @@ func TestAUnitBeforeTheKubeletPutsUsFirstAtThisVeryStart(t *testing.T) {
 		t.Run(tt.layout, func(t *testing.T) {
 			root := layout(t, tt.layout)
 			put(t, filepath.Join(root, "etc/systemd/system/first.service"),
-				[]byte("[Service]\nExecStart=/usr/bin/nodelocaldns apply --boot\nStandardError=journal+console\n"), 0o644)
+				[]byte("[Service]\nExecStart=/usr/bin/nodelocaldns apply --step kubelet --boot\nStandardError=journal+console\n"), 0o644)
 			starts, log := judge.Run(t, root, []string{tt.program}, []string{"first.service", "kubelet.service"})
 			if args := starts["kubelet.service"].Args; !slices.Contains(args, tt.want) {
 				t.Errorf("the kubelet was started with %q, want %s among its arguments\n%s", args, tt.want, log)
