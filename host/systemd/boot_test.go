@@ -205,6 +205,13 @@ func (l *listener) jobs() {
 	if err := l.bus.Queue(l.ctx, Start, slow, IgnoreRequirements); err != nil {
 		l.t.Error(err)
 	}
+	for begun := false; !begun; { // systemd has queued it, and may not have begun
+		states, err := l.bus.States(l.ctx, slow)
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		begun = states[0].Active == "activating"
+	}
 	if got, want := l.state(slow), `loaded activating start success 0 "start"`; got != want {
 		l.t.Errorf("queued: %s, want %s", got, want)
 	}
