@@ -54,6 +54,32 @@ func TestAKilledResolverAnswersWhatWaited(t *testing.T) {
 	}
 }
 
+// Each pod brings three mounts or more, and systemd walks through all of them to
+// start a service that is to see few of them.
+func TestAKilledResolverAnswersWhatWaitedOnANodeWithManyPods(t *testing.T) {
+	m := alone(t)
+	const mounts, kills, rate = 300, 4, 1000
+	m.output(t, "sh", "-ec", fmt.Sprintf("mkdir -p /run/many; cd /run/many; for i in $(seq %d); do mkdir $i; mount -t tmpfs none $i; done", mounts))
+	l := m.load(t, load.Plan{Rate: rate, Count: 60 * rate, Sockets: 32, Fresh: 10})
+	for range kills {
+		time.Sleep(between)
+		m.kill(t, resolver, "KILL")
+	}
+	time.Sleep(between)
+	s := l.stop().Summary(nil)
+	m.output(t, "sh", "-ec", "umount /run/many/*; rm -r /run/many")
+	none(t, "wrong answers", s.Wrong, s)
+	none(t, "SERVFAIL", s.Servfail, s)
+	none(t, "refused", s.Refused, s)
+	if s.Lost >= kills {
+		t.Errorf("%d were lost in %d kills, want fewer than one a kill", s.Lost, kills)
+	}
+	const promised = 250 * time.Millisecond
+	note(t, s.Slowest, promised)
+	report(t, 12, fmt.Sprintf("the same with UDP, on a node with %d mounts more", mounts), "lost: fewer than one a kill; all others within 250 ms", []load.Summary{s},
+		"%d kills, %d queries: %d lost, %d wrong; %s", kills, s.Sent, s.Lost, s.Wrong, slowest(s))
+}
+
 func again(s load.Summary) string {
 	if s.Retried == 0 {
 		return ""

@@ -150,13 +150,19 @@ func slowest(s load.Summary) string {
 // four times that, see the package's comment.
 func inTime(t *testing.T, what string, took, promised time.Duration) {
 	t.Helper()
+	note(t, took, promised)
+	if took > 4*promised {
+		t.Errorf("%s took %s, promised are %s", what, short(took), short(promised))
+	}
+}
+
+// note notes that a time is longer than promised.
+func note(t *testing.T, took, promised time.Duration) {
+	t.Helper()
 	if took > promised {
 		results.mu.Lock()
 		results.late[t.Name()] = true
 		results.mu.Unlock()
-	}
-	if took > 4*promised {
-		t.Errorf("%s took %s, promised are %s", what, short(took), short(promised))
 	}
 }
 
