@@ -66,7 +66,8 @@ const (
 // Memory of the resolver beyond its cache: what it uses without one under a
 // flood of names that are not in it, and how far the kernel's limit is above
 // the garbage collector's. The cache counts twice: the collector runs when the
-// heap has doubled.
+// heap has doubled. At the end it is written to memory once more, which the
+// collector knows nothing of.
 const (
 	baseBytes  = 128 << 20
 	spareBytes = 64 << 20
@@ -150,7 +151,7 @@ func (s Settings) render(name string, text []byte) []byte {
 		case strings.HasPrefix(line, "Environment=GOMEMLIMIT=") && cache:
 			fmt.Fprintf(&out, "Environment=GOMEMLIMIT=%dMiB\n", s.memory()>>20)
 		case strings.HasPrefix(line, "MemoryMax=") && cache:
-			fmt.Fprintf(&out, "MemoryMax=%dM\n", (s.memory()+spareBytes)>>20)
+			fmt.Fprintf(&out, "MemoryMax=%dM\n", (s.memory()+max(spareBytes, s.CacheBytes))>>20)
 		case s.Interface != "" && (line == "Name="+device+"\n" || line == "match-device=interface-name:"+device+"\n"):
 			out.WriteString(strings.Replace(line, device, s.Interface, 1))
 		case strings.HasPrefix(line, before) && s.elsewhere(line):

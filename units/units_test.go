@@ -52,7 +52,7 @@ func TestWhatTheConfigurationSaysIsInTheUnits(t *testing.T) {
 	var got strings.Builder
 	for i, f := range render(t, Settings{
 		Listen:     addresses("169.254.20.10:53", "[fd00::a]:53"),
-		CacheBytes: 64 << 20,
+		CacheBytes: 96 << 20,
 		Interface:  "dns0",
 		Kubelet:    "our-kubelet.service",
 		Config:     "/etc/dns.yaml",
@@ -90,8 +90,8 @@ nodelocaldns.service, started by multi-user.target
 - MemoryMax=256M
 + # Started for the configuration 0123abcd.
 + ExecStart=/usr/bin/nodelocaldns --config /etc/dns.yaml serve
-+ Environment=GOMEMLIMIT=256MiB
-+ MemoryMax=320M
++ Environment=GOMEMLIMIT=320MiB
++ MemoryMax=416M
 nodelocaldns-relay.service, started by 
 nodelocaldns-kubelet.service, started by multi-user.target
 - ExecStart=/usr/bin/nodelocaldns apply --step kubelet --boot
