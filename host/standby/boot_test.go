@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -46,14 +47,17 @@ func shams(t *testing.T, root string) {
 		"guard.service": "Before=" + units.Resolver + "\n[Service]\nExecStart=/bin/sleep infinity\n",
 	} {
 		if name == units.Relay || name == units.Resolver {
-			text += "Type=notify\nSockets=" + units.Socket + "\nRestart=always\nEnvironment=" + service + "=" + name + "\n" +
+			text += "Type=notify\nSockets=" + units.Socket + "\nRestart=always\nEnvironment=" + service + "=" + name + " GORACE=atexit_sleep_ms=0\n" +
 				"ExecStart=" + sham + " -test.run=^TestARealSystemdAlwaysHasSomebodyWhoAnswers$\n"
 		}
 		files["/etc/systemd/system/"+name] = "[Unit]\nDefaultDependencies=no\n" + text
 	}
 	for name, text := range files {
-		file := filepath.Join(root, name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(text), 0o755)); err != nil {
+		file, mode := filepath.Join(root, name), fs.FileMode(0o644)
+		if name == sham {
+			mode = 0o755
+		}
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(text), mode)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -64,6 +68,9 @@ func serve(name string) {
 	if text, err := os.ReadFile(breaks); err == nil && name == units.Resolver {
 		status, _ := strconv.Atoi(string(text))
 		os.Exit(status)
+	}
+	if os.Getenv("LISTEN_FDS") != "1" {
+		os.Exit(5)
 	}
 	end := make(chan os.Signal, 1)
 	signal.Notify(end, syscall.SIGTERM)
@@ -84,18 +91,9 @@ func TestARealSystemdAlwaysHasSomebodyWhoAnswers(t *testing.T) {
 	if !judge.Inside(t, shams, "guard.service", units.Socket, units.Resolver) {
 		return
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 45*time.Second)
-	defer cancel()
-	bus := new(systemd.Bus)
-	defer bus.Close()
-	n := &realNode{t: t, ctx: ctx, units: Units{bus}, dir: fsys.Dir(t.TempDir())}
-	n.changed = n.units.Changed(ctx)
+	n := begin(t)
 	n.until("the resolver serves alone", "active running", "inactive dead")
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		Run(ctx, Deps{Systemd: n.units, Dir: n.dir, Wanted: func() (bool, error) { return true, nil }, Log: slog.New(slog.NewTextHandler(os.Stdout, nil)), Now: time.Now})
-	}()
+	stop := n.guard()
 
 	// Ten restarts by hand, and a kill, are nothing to it.
 	for range 10 {
@@ -145,7 +143,7 @@ func TestARealSystemdAlwaysHasSomebodyWhoAnswers(t *testing.T) {
 	if err := os.WriteFile(breaks, []byte("1"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.CommandContext(ctx, "systemctl", "restart", units.Resolver).CombinedOutput(); err == nil {
+	if out, err := exec.CommandContext(n.ctx, "systemctl", "restart", units.Resolver).CombinedOutput(); err == nil {
 		t.Errorf("it starts: %s", out)
 	}
 	n.until("the relay serves alone", "failed failed", "active running")
@@ -162,14 +160,68 @@ func TestARealSystemdAlwaysHasSomebodyWhoAnswers(t *testing.T) {
 	// Stopped by hand, it stays so.
 	n.systemctl("stop", units.Resolver)
 	n.until("nobody serves", "inactive dead", "inactive dead")
-	if out, err := exec.CommandContext(ctx, "bash", "-c", "echo >/dev/udp/127.0.0.1/53").CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(n.ctx, "bash", "-c", "echo >/dev/udp/127.0.0.1/53").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	n.until("the relay serves alone", "inactive dead", "active running")
 	n.systemctl("start", units.Resolver)
 	n.until("the resolver serves alone", "active running", "inactive dead")
-	cancel()
-	<-done
+	stop()
+}
+
+// systemd closes the sockets when it gives up, and would again under the relay
+// when it is made to forget that.
+func TestARealSystemdKeepsTheSocketsAfterItHasGivenUp(t *testing.T) {
+	if !judge.Inside(t, shams, "guard.service", units.Socket, units.Resolver) {
+		return
+	}
+	n := begin(t)
+	n.until("the resolver serves alone", "active running", "inactive dead")
+	if err := os.WriteFile(breaks, []byte("3"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	n.systemctl("kill", "--signal=KILL", units.Resolver)
+	n.until("systemd gives up", "failed failed", "active running")
+	if err := os.Remove(breaks); err != nil {
+		t.Fatal(err)
+	}
+	pid := n.property(units.Relay, "MainPID")
+	stop := n.guard()
+	n.wait("it is tried", func(s Snapshot) bool { return s.Resolver.Up() })
+	if got := n.property(units.Relay, "MainPID"); got != pid {
+		t.Errorf("the relay was process %s, now %s", pid, got)
+	}
+	n.until("the resolver serves alone", "active running", "inactive dead")
+	if got := n.property(units.Socket, "Result"); got != "success" {
+		t.Errorf("the socket: %s", got)
+	}
+	stop()
+}
+
+func begin(t *testing.T) *realNode {
+	ctx, cancel := context.WithTimeout(t.Context(), 45*time.Second)
+	bus := new(systemd.Bus)
+	t.Cleanup(func() {
+		cancel()
+		bus.Close()
+	})
+	n := &realNode{t: t, ctx: ctx, units: Units{bus}, dir: fsys.Dir(t.TempDir())}
+	n.changed = n.units.Changed(ctx)
+	return n
+}
+
+// guard runs until the returned function is called.
+func (n *realNode) guard() (stop func()) {
+	ctx, cancel := context.WithCancel(n.ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		Run(ctx, Deps{Systemd: n.units, Dir: n.dir, Wanted: func() (bool, error) { return true, nil }, Log: slog.New(slog.NewTextHandler(os.Stdout, nil)), Now: time.Now})
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
 }
 
 type realNode struct {

@@ -167,13 +167,12 @@ type Machine struct {
 	cause    string          // how it ended last, in words
 	late     bool            // it is on its way,
 	since    time.Duration   // since then
-	ending   bool            // somebody has asked for the end
-	begun    time.Duration   // of the one that began then
+	ended    time.Duration   // Begun of the last one whose end somebody has asked for
 
 	// Of the end of a try, and of a try.
 	asked time.Duration // when it was asked for, 0 for not yet
-	taken bool          // systemd has done something about it
-	entry uint32        // Restarts when it began
+	taken bool          // systemd has started one for it
+	entry time.Duration // Begun of that one; before, of the last
 
 	last map[Action]time.Duration // when systemd was last asked for it
 }
@@ -256,7 +255,7 @@ func (m *Machine) observe(s Snapshot) {
 	}
 	m.restarts = r.Restarts
 	if r.Up() || r.Ready != m.ready {
-		m.base = r.Restarts
+		m.base, m.late = r.Restarts, false
 	}
 	m.ready = r.Ready
 	for len(m.deaths) > 0 && s.At-m.deaths[0] >= within {
@@ -271,15 +270,15 @@ func (m *Machine) observe(s Snapshot) {
 	switch {
 	case r.Active == "activating" && !m.late:
 		m.late, m.since = true, s.At
-	case r.Up(), r.Active == "inactive", r.Active == "failed":
+	case r.Active == "inactive", r.Active == "failed":
 		m.late = false
-	}
-	if r.Active == "deactivating" && r.Job {
-		m.ending, m.begun = true, r.Begun
-	} else if r.Begun != m.begun {
-		m.ending = false
+	case r.Active == "deactivating" && r.Job:
+		m.ended = r.Begun
 	}
 }
+
+// byHand says that somebody has asked for the end of the one that began then.
+func (m *Machine) byHand(begun time.Duration) bool { return begun != 0 && begun == m.ended }
 
 // Ended is how it ended last, as systemd calls it: exit-code 1, signal KILL,
 // oom-kill, watchdog, …; success for nothing.
@@ -313,8 +312,12 @@ type turn struct {
 	d Decision
 }
 
-// again has us look again at that moment.
-func (t *turn) again(at time.Duration) { t.d.Again = min(t.d.Again, max(at-t.s.At, 0)) }
+// again has us look again at that moment, if it is still to come.
+func (t *turn) again(at time.Duration) {
+	if at > t.s.At {
+		t.d.Again = min(t.d.Again, at-t.s.At)
+	}
+}
 
 // ask is the action, unless it was asked for just now.
 func (t *turn) ask(a Action) []Action {
@@ -351,13 +354,13 @@ func (t *turn) watch() bool {
 		why = "it does not stay up"
 	}
 	switch {
-	case r.Active == "failed" && r.rests() && !t.ending, r.Active == "activating" && r.Restarts-t.base >= inARow:
+	case r.Active == "failed" && r.rests() && !t.byHand(r.Begun), r.Active == "activating" && r.Restarts-t.base >= inARow:
 	case len(t.deaths) >= inAll:
 		why = fmt.Sprintf("%s, %d times in %s", why, inAll, within)
 	case t.late && r.Active == "activating" && t.s.At-t.since >= patience:
 		why = fmt.Sprintf("not ready after %s", patience)
 		t.outage = Outage{Since: t.s.At, Why: why, Trial: true}
-		t.stage, t.taken, t.entry = trying, true, r.Restarts
+		t.stage, t.taken, t.entry = trying, true, r.Begun
 		return true
 	default:
 		if t.late && r.Active == "activating" {
@@ -391,7 +394,7 @@ func (t *turn) stop() bool {
 		return true
 	case t.asked != 0 && r.Up() && r.Ready > t.asked: // it was stopped, and somebody has started it
 		t.outage.Trial = true
-		t.stage, t.taken, t.entry = trying, true, r.Restarts
+		t.stage, t.taken, t.entry = trying, true, r.Begun
 		return true
 	case t.s.Relay.Up() && r.Active != "deactivating":
 		if t.d.Actions = t.ask(StopResolver); t.d.Actions != nil {
@@ -405,7 +408,7 @@ func (t *turn) await() bool {
 	switch r := t.s.Resolver; {
 	case r.Active == "activating", r.Up(): // somebody has started it
 		t.outage.Trial = true
-		t.stage, t.taken, t.entry = trying, true, r.Restarts
+		t.stage, t.taken, t.entry = trying, true, r.Begun
 		return true
 	case !r.rests():
 		return false
@@ -414,31 +417,43 @@ func (t *turn) await() bool {
 		t.again(t.outage.Next)
 		return false
 	}
+	// A relay keeps sockets that systemd has closed. The resolver cannot make
+	// others beside them; nor can systemd, as long as the relay runs.
+	if t.s.Socket.Active == "failed" && !t.s.Relay.rests() {
+		if t.s.Relay.Active != "deactivating" {
+			t.d.Actions = t.ask(StopRelay)
+		}
+		return false
+	}
 	t.outage.Trial = true
 	t.outage.Tries++
 	t.backoff++
-	t.stage, t.asked, t.taken, t.entry = trying, t.s.At, false, 0
+	t.stage, t.asked, t.taken, t.entry = trying, t.s.At, false, t.s.Resolver.Begun
 	t.d.Actions = []Action{StartResolver}
 	t.again(t.s.At + askAgain)
 	return false
 }
 
 func (t *turn) try() bool {
-	switch r := t.s.Resolver; {
-	case strings.HasPrefix(r.Sub, "auto-restart"), r.Active == "failed" && r.rests(), r.Restarts > t.entry:
+	r := t.s.Resolver
+	if r.Begun > t.entry && (!t.taken || t.byHand(t.entry)) {
+		t.taken, t.entry = true, r.Begun
+	}
+	switch {
+	case !t.taken && r.rests() && t.s.At-t.asked >= askAgain:
+		t.fail("systemd has not started it")
+		return true
+	case !t.taken:
+		t.again(t.asked + askAgain)
+	case strings.HasPrefix(r.Sub, "auto-restart"), r.Active == "failed" && r.rests(), r.Begun > t.entry:
 		t.fail(t.cause)
 		return true
-	case t.well():
-		t.back()
-		return true
-	case !r.rests():
-		t.taken = true
-	case t.taken: // somebody has stopped it, and means that
+	case r.rests(): // somebody has stopped it, and means that
 		t.back()
 		t.backoff = 0
 		return true
-	case t.s.At-t.asked >= askAgain:
-		t.fail("systemd has not started it")
+	case t.well():
+		t.back()
 		return true
 	}
 	return false

@@ -50,6 +50,7 @@ type node struct {
 
 	mute   bool // it tells nobody of changes
 	deaf   bool // it answers no question
+	refuse map[Action]bool
 	off    bool // a rollback has finished
 	offErr error
 
@@ -66,8 +67,10 @@ type program struct {
 	stops  time.Duration // how long its end takes; from ten seconds on it is killed
 	life   life          // of each of its processes from now on
 	state  Resolver
-	starts []time.Duration
-	turn   int // of states: a timer of another one does nothing
+	starts int           // since
+	since  time.Duration // a moment at most ten seconds ago
+	turn   int           // of states: a timer of another one does nothing
+	flush  bool          // the next start by a job forgets Restarts: not after one that was about to be started again (systemd 252)
 }
 
 // on runs the test on a node that has been up for an hour, on which both
@@ -204,6 +207,9 @@ func (n *node) Do(_ context.Context, a Action) error {
 	n.Lock()
 	defer n.Unlock()
 	n.note("guard: %s", a)
+	if n.refuse[a] {
+		return errors.New("transaction is destructive")
+	}
 	switch a {
 	case StartSocket:
 		if n.relay.state.Up() {
@@ -211,12 +217,10 @@ func (n *node) Do(_ context.Context, a Action) error {
 		}
 		n.socket.Active = "active"
 	case StartRelay:
-		n.relay.reset()
 		n.relay.begin(false)
 	case StopRelay:
 		n.relay.finish()
 	case StartResolver:
-		n.resolver.reset()
 		n.resolver.begin(false)
 	case StopResolver:
 		n.resolver.finish()
@@ -272,20 +276,21 @@ func (p *program) begin(automatic bool) {
 		return
 	}
 	now := time.Since(p.n.booted)
-	for len(p.starts) > 0 && now-p.starts[0] >= 10*time.Second {
-		p.starts = p.starts[1:]
+	if p.starts == 0 || now-p.since > 10*time.Second { // StartLimitIntervalSec=
+		p.since, p.starts = now, 0
 	}
-	if p.limit > 0 && len(p.starts) >= p.limit {
-		p.n.note("%s is started too often", p.name)
+	if p.starts++; p.limit > 0 && p.starts > p.limit {
+		p.n.note("%s is started too often, and the sockets are closed", p.name)
+		p.n.socket.Active = "failed"
 		p.fail()
 		return
 	}
-	p.starts = append(p.starts, now)
 	if automatic {
 		p.state.Restarts++
-	} else {
+	} else if p.flush {
 		p.state.Restarts = 0
 	}
+	p.flush = false
 	p.state.Result, p.state.Status = "success", 0
 	p.n.note("%s starts", p.name)
 	p.state.Begun = now
@@ -322,15 +327,20 @@ func (p *program) die(l life) {
 	}
 	p.state.Begun = time.Since(p.n.booted)
 	p.to("activating", "auto-restart", false)
-	p.later(p.pause, func() { p.begin(true) })
+	p.later(p.pause, func() {
+		p.wants()
+		p.begin(true)
+	})
 }
 
 // fail ends it for good, and starts the relay where it is the resolver
 // (OnFailure=).
 func (p *program) fail() {
 	p.n.note("%s has failed", p.name)
+	p.flush = true
 	p.to("failed", "failed", false)
 	if p == &p.n.resolver {
+		p.n.relay.wants()
 		p.n.relay.begin(false)
 	}
 }
@@ -350,28 +360,32 @@ func (p *program) finish() {
 				return
 			}
 			p.n.note("%s is stopped", p.name)
+			p.flush = true
 			p.to("inactive", "dead", false)
 		})
 	}
 }
 
+// wants starts what it wants, as other starts than guard's do: the sockets, which
+// cannot be made while a relay runs.
+func (p *program) wants() {
+	if p.n.socket.Active == "failed" && !p.n.relay.state.Up() {
+		p.n.note("the sockets are made")
+		p.n.socket.Active = "active"
+	}
+}
+
 func (p *program) again() {
-	if !p.state.Up() {
+	if p.state.rests() {
 		p.begin(false)
 		return
 	}
 	p.to("deactivating", "stop-sigterm", true)
 	p.later(p.stops, func() {
+		p.flush = true
 		p.to("inactive", "dead", true)
 		p.begin(false)
 	})
-}
-
-func (p *program) reset() {
-	p.starts, p.state.Restarts = nil, 0
-	if p.state.Active == "failed" {
-		p.to("inactive", "dead", false)
-	}
 }
 
 // expect compares what has happened with a timeline.

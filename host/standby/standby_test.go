@@ -125,6 +125,14 @@ func TestAResolverThatIsKilledNowAndThenIsLeftToSystemd(t *testing.T) {
 			n.nothing("restarted by hand ten times in a row")
 			after(10 * time.Second)
 		}
+		n.set(func() { n.resolver.stops = time.Second })
+		for range 10 {
+			n.resolver.restart()
+			after(1030 * time.Millisecond) // it is ready for 10 ms, and seldom seen so
+		}
+		n.nothing("restarted by hand ten times in a row, and slow to end")
+		after(10 * time.Second)
+		n.set(func() { n.resolver.stops = 20 * time.Millisecond })
 		n.resolver.does(life{ready: 2 * time.Second})
 		n.resolver.restart()
 		after(time.Minute)
@@ -185,6 +193,27 @@ func TestAResolverThatIsLongInStartingIsHelpedOut(t *testing.T) {
     8.02  resolver is ready
    10.02  guard: stop the relay
    10.05  relay is stopped
+`)
+	})
+}
+
+func TestARestartByHandDoesNotEndATry(t *testing.T) {
+	on(t, func(n *node) {
+		n.guarded()
+		n.resolver.does(hangs)
+		n.resolver.restart()
+		after(5 * time.Second)
+		n.happened()
+		n.set(func() { n.resolver.stops = 200 * time.Millisecond })
+		n.resolver.does(serves)
+		n.resolver.restart()
+		after(time.Minute)
+		n.expect(`
+    5.00  resolver is restarted by hand
+    5.20  resolver starts
+    5.22  resolver is ready
+    7.22  guard: stop the relay
+    7.25  relay is stopped
 `)
 	})
 }
@@ -554,8 +583,9 @@ func TestTheResolverIsNotStoppedWhileThereIsNoRelay(t *testing.T) {
     2.09  resolver dies: exit-code 2
     2.19  resolver starts
     2.20  resolver dies: exit-code 2
-    2.30  resolver is started too often
+    2.30  resolver is started too often, and the sockets are closed
     2.30  resolver has failed
+    2.30  the sockets are made
     2.30  relay starts
     2.31  relay dies: exit-code 203
     3.31  relay starts
@@ -695,25 +725,93 @@ func TestARelayThatIsGoneIsStartedAgain(t *testing.T) {
 func TestSocketsThatSystemdHasClosedAreMadeAgain(t *testing.T) {
 	on(t, func(n *node) {
 		n.guarded()
-		n.set(func() { n.socket.Active = "failed" })
-		n.resolver.does(fails)
+		n.resolver.does(quits)
 		n.resolver.kill()
-		after(3 * time.Second)
+		after(5 * time.Second)
+		n.happened()
+		n.set(func() { n.socket.Active = "failed" })
+		n.relay.stop()
+		after(time.Second)
+		n.expect(`
+    5.00  relay is stopped by hand
+    5.04  relay is stopped
+    5.05  guard: start the socket
+    5.05  guard: start the relay
+    5.05  relay starts
+    5.08  relay is ready
+   state  since 0.15: exit-code 1; 0 tries, next 10.15
+`)
+	})
+	on(t, func(n *node) { // under a relay that goes on with those that it has
+		n.guarded()
+		n.resolver.does(quits)
+		n.resolver.kill()
+		after(5 * time.Second)
+		n.happened()
+		n.resolver.does(serves)
+		n.set(func() { n.socket.Active = "failed" })
+		after(10 * time.Second)
+		n.expect(`
+   10.15  guard: stop the relay
+   10.19  relay is stopped
+   10.20  guard: start the socket
+   10.20  guard: start the relay
+   10.20  relay starts
+   10.20  guard: start the resolver
+   10.20  resolver starts
+   10.22  resolver is ready
+   10.23  relay is ready
+   12.22  guard: stop the relay
+   12.26  relay is stopped
+`)
+	})
+}
+
+func TestAJobThatSystemdRefusesIsAskedForAgain(t *testing.T) {
+	on(t, func(n *node) { // such as the start of a resolver on a node that goes down
+		n.guarded()
+		n.set(func() { n.refuse = map[Action]bool{StartResolver: true} })
+		n.resolver.does(quits)
+		n.resolver.kill()
+		after(20 * time.Second)
 		n.expect(`
     0.00  resolver dies: signal 9
     0.10  resolver starts
-    0.11  resolver dies: exit-code 2
-    0.21  resolver starts
-    0.22  resolver dies: exit-code 2
-    0.32  resolver starts
-    0.32  guard: start the socket
-    0.32  guard: start the relay
-    0.32  relay starts
-    0.33  resolver dies: exit-code 2
-    0.35  relay is ready
-    0.37  guard: stop the resolver
-    0.37  resolver is stopped
-   state  since 0.32: exit-code 2; 0 tries, next 10.32
+    0.11  resolver dies: exit-code 1
+    0.11  resolver has failed
+    0.11  relay starts
+    0.14  relay is ready
+   10.15  guard: start the resolver
+   state  since 0.15: systemd has not started it; 1 tries, next 32.15
+`)
+		n.saying(`
+level=WARN msg="the resolver has failed: the relay takes its place" why="exit-code 1" hint="journalctl -u nodelocaldns says why"
+level=INFO msg="trying the resolver again" try=1
+level=WARN msg="cannot start the resolver" error="transaction is destructive"
+level=WARN msg="the resolver has failed again" why="systemd has not started it" next=20s
+`)
+	})
+	on(t, func(n *node) { // sockets that cannot be made cost one stop of the relay a try
+		n.guarded()
+		n.resolver.does(quits)
+		n.resolver.kill()
+		after(5 * time.Second)
+		n.happened()
+		n.set(func() { n.socket.Active, n.refuse = "failed", map[Action]bool{StartSocket: true} })
+		after(20 * time.Second)
+		n.expect(`
+   10.15  guard: stop the relay
+   10.19  relay is stopped
+   10.20  guard: start the socket
+   10.20  guard: start the relay
+   10.20  relay starts
+   10.20  guard: start the resolver
+   10.20  resolver starts
+   10.21  resolver dies: exit-code 1
+   10.21  resolver has failed
+   10.21  the sockets are made
+   10.23  relay is ready
+   state  since 0.15: exit-code 1; 1 tries, next 30.25
 `)
 	})
 }
@@ -747,79 +845,18 @@ func TestWhatNobodyTellsIsSeenWithinTenSeconds(t *testing.T) {
 	on(t, func(n *node) {
 		n.set(func() { n.mute = true })
 		n.guarded()
-		n.resolver.does(fails)
+		after(time.Second)
+		n.resolver.does(quits)
 		n.resolver.kill()
-		after(30 * time.Second)
+		after(15 * time.Second)
 		n.expect(`
-    0.00  resolver dies: signal 9
-    0.10  resolver starts
-    0.11  resolver dies: exit-code 2
-    0.21  resolver starts
-    0.22  resolver dies: exit-code 2
-    0.32  resolver starts
-    0.33  resolver dies: exit-code 2
-    0.43  resolver starts
-    0.44  resolver dies: exit-code 2
-    0.54  resolver starts
-    0.55  resolver dies: exit-code 2
-    0.65  resolver starts
-    0.66  resolver dies: exit-code 2
-    0.76  resolver starts
-    0.77  resolver dies: exit-code 2
-    0.87  resolver starts
-    0.88  resolver dies: exit-code 2
-    0.98  resolver starts
-    0.99  resolver dies: exit-code 2
-    1.09  resolver starts
-    1.10  resolver dies: exit-code 2
-    1.20  resolver starts
-    1.21  resolver dies: exit-code 2
-    1.31  resolver starts
-    1.32  resolver dies: exit-code 2
-    1.42  resolver starts
-    1.43  resolver dies: exit-code 2
-    1.53  resolver starts
-    1.54  resolver dies: exit-code 2
-    1.64  resolver starts
-    1.65  resolver dies: exit-code 2
-    1.75  resolver starts
-    1.76  resolver dies: exit-code 2
-    1.86  resolver starts
-    1.87  resolver dies: exit-code 2
-    1.97  resolver starts
-    1.98  resolver dies: exit-code 2
-    2.08  resolver starts
-    2.09  resolver dies: exit-code 2
-    2.19  resolver starts
-    2.20  resolver dies: exit-code 2
-    2.30  resolver is started too often
-    2.30  resolver has failed
-    2.30  relay starts
-    2.33  relay is ready
-   12.55  guard: start the resolver
-   12.55  resolver starts
-   12.56  resolver dies: exit-code 2
-   12.66  resolver starts
-   12.67  resolver dies: exit-code 2
-   12.77  resolver starts
-   12.78  resolver dies: exit-code 2
-   12.88  resolver starts
-   12.89  resolver dies: exit-code 2
-   12.99  resolver starts
-   13.00  resolver dies: exit-code 2
-   13.10  resolver starts
-   13.11  resolver dies: exit-code 2
-   13.21  resolver starts
-   13.22  resolver dies: exit-code 2
-   13.32  resolver starts
-   13.33  resolver dies: exit-code 2
-   13.43  resolver starts
-   13.44  resolver dies: exit-code 2
-   13.54  resolver starts
-   13.55  resolver dies: exit-code 2
-   13.55  guard: stop the resolver
-   13.55  resolver is stopped
-   state  since 2.55: exit-code 2; 1 tries, next 33.55
+    1.00  resolver dies: signal 9
+    1.10  resolver starts
+    1.11  resolver dies: exit-code 1
+    1.11  resolver has failed
+    1.11  relay starts
+    1.15  relay is ready
+   state  since 10.05: exit-code 1; 0 tries, next 20.05
 `)
 	})
 }

@@ -52,11 +52,6 @@ func (u Units) Look(ctx context.Context) (Snapshot, error) {
 // does not get ready.
 func (u Units) Do(ctx context.Context, a Action) error {
 	queue := func(v systemd.Verb, name string) error {
-		if v == systemd.Start {
-			// It may have been started too often. If it is not loaded, nothing
-			// is known of that.
-			_ = u.Bus.ResetFailed(ctx, name)
-		}
 		return u.Bus.Queue(ctx, v, name, systemd.IgnoreRequirements)
 	}
 	switch a {
