@@ -407,8 +407,11 @@ func (r *run) wait() load.Result {
 	return out
 }
 
-// kill sends a signal to the main process of a unit.
+// kill sends a signal to the main process of a unit, as soon as there is one.
 func (m *machine) kill(t *testing.T, unit, signal string) {
 	t.Helper()
-	m.output(t, "systemctl", "kill", "--kill-who=main", "--signal="+signal, unit)
+	eventually(t, unit+" to have a process", 10*time.Second, func() error {
+		_, err := m.Output(t.Context(), "systemctl", "kill", "--kill-who=main", "--signal="+signal, unit)
+		return err
+	})
 }
