@@ -145,8 +145,8 @@ func TestTheUnitsAreExposedToLittle(t *testing.T) {
 		tenths  int
 		because string
 	}{
-		{Resolver, 15, "it parses what strangers send"},
-		{Relay, 16, "it parses as little of that as it can, and looks for the kubelet"},
+		{Resolver, 30, "it must be back at once, and systemd hides things mount by mount"},
+		{Relay, 30, "likewise"},
 		{Guard, 32, "it changes the node"},
 		{Kubelet, 30, "it changes the kubelet's files"},
 		{Resume, 30, "it changes the kubelet's files"},
