@@ -20,7 +20,7 @@ import (
 
 // listenRetry is how long an endpoint waits before it tries its address
 // again: the address may come with the guard, the port may be let go.
-const listenRetry = 30 * time.Second
+const listenRetry = 3 * time.Second
 
 // An endpoint serves HTTP at an address that may be taken or absent. That is
 // a warning and a gauge, never a reason to stop answering DNS.
