@@ -38,7 +38,9 @@ func (d Dir) ReadFile(name string) ([]byte, error) {
 // WriteAtomic replaces name by data with permissions perm: temporary file,
 // fsync, rename, fsync of the directory. When it returns nil the content
 // survives a power cut; when it fails, the old content is still there, unless
-// only the last fsync failed. Missing directories are made with mode 0755.
+// only the last fsync failed. Missing directories are made with mode 0755. What
+// an earlier write of name has left that was cut off is removed: two processes must
+// not write the same name at once.
 func (d Dir) WriteAtomic(name string, data []byte, perm fs.FileMode) error {
 	name = clean(name)
 	if err := os.MkdirAll(string(d), 0o755); err != nil {
@@ -60,6 +62,9 @@ func (d Dir) WriteAtomic(name string, data []byte, perm fs.FileMode) error {
 		return err
 	}
 	defer in.Close()
+	if err := removeStale(in, filepath.Base(name)); err != nil {
+		return fmt.Errorf("writing %s: %w", d.Path(name), err)
+	}
 	if err := replace(in, filepath.Base(name), data, perm); err != nil {
 		return fmt.Errorf("writing %s: %w", d.Path(name), err)
 	}
@@ -80,8 +85,8 @@ func replace(in *os.Root, base string, data []byte, perm fs.FileMode) error {
 	return nil
 }
 
-// Remove deletes name and makes that durable. A file that is not there is not
-// an error.
+// Remove deletes name, and what a write of it has left that was cut off, and makes
+// that durable. A file that is not there is not an error.
 func (d Dir) Remove(name string) error {
 	name = clean(name)
 	root, err := os.OpenRoot(string(d))
@@ -91,17 +96,41 @@ func (d Dir) Remove(name string) error {
 		return err
 	}
 	defer root.Close()
+	in, err := root.OpenRoot(filepath.Dir(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	defer in.Close()
+	if err := removeStale(in, filepath.Base(name)); err != nil {
+		return fmt.Errorf("removing %s: %w", d.Path(name), err)
+	}
 	if err := root.Remove(name); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	} else if err != nil {
 		return fmt.Errorf("removing %s: %w", d.Path(name), err)
 	}
-	in, err := root.OpenRoot(filepath.Dir(name))
+	return syncDir(in)
+}
+
+// removeStale removes what a WriteAtomic of base has left that was cut off before
+// its rename: a name of renameio's, a dot in front and digits behind.
+func removeStale(in *os.Root, base string) error {
+	all, err := fs.ReadDir(in.FS(), ".")
 	if err != nil {
 		return err
 	}
-	defer in.Close()
-	return syncDir(in)
+	for _, e := range all {
+		digits, ours := strings.CutPrefix(e.Name(), "."+base)
+		if !ours || digits == "" || strings.Trim(digits, "0123456789") != "" || !e.Type().IsRegular() {
+			continue
+		}
+		if err := in.Remove(e.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // syncDir makes a rename or a removal in dir survive a power cut: fsync of the

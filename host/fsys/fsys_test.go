@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"nodelocaldns/host/fsys"
@@ -87,5 +88,35 @@ func TestRemoveRemoves(t *testing.T) {
 	}
 	if _, err := d.ReadFile("x"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("still there: %v", err)
+	}
+}
+
+// A power cut before the rename leaves a file that nobody looks for.
+func TestWhatACutWriteHasLeftGoesWithTheNextAndWithTheFile(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		do   func(d fsys.Dir) error
+		want []string
+	}{
+		{"write", func(d fsys.Dir) error { return d.WriteAtomic("refused", []byte("x"), 0o600) }, []string{".refused", ".refused-1", ".refusedly7", "refused"}},
+		{"remove", func(d fsys.Dir) error { return d.Remove("refused") }, []string{".refused", ".refused-1", ".refusedly7"}},
+	} {
+		d := fsys.Dir(t.TempDir())
+		for _, left := range []string{".refused4267265617133698386", ".refused1", ".refused", ".refused-1", ".refusedly7"} {
+			if err := os.WriteFile(d.Path(left), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := tt.do(d); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		all, err := os.ReadDir(string(d))
+		for _, e := range all {
+			got = append(got, e.Name())
+		}
+		if err != nil || !slices.Equal(got, tt.want) {
+			t.Errorf("%s: %q, %v; want %q", tt.name, got, err, tt.want)
+		}
 	}
 }
