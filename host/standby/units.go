@@ -14,26 +14,61 @@ import (
 // Units are our units on the running node: a Systemd.
 type Units struct{ Bus *systemd.Bus }
 
-// Look is Systemd. It asks six times, and what changes meanwhile is told by
-// Changed: so the next look sees it whole.
-func (u Units) Look(ctx context.Context) (Snapshot, error) {
+// Look is Systemd.
+func (u Units) Look(ctx context.Context) (Snapshot, error) { return look(ctx, u.Bus) }
+
+// An asker is a systemd.Bus.
+type asker interface {
+	States(ctx context.Context, units ...string) ([]systemd.State, error)
+	Some(ctx context.Context, unit, kind string, names ...string) (systemd.Properties, error)
+}
+
+// tries bounds how often a look is taken that the resolver has changed under.
+// It takes a millisecond, and systemd some more for each change of a unit.
+const tries = 10
+
+// look asks for one thing after the other, and again if the resolver's unit has
+// changed its state meanwhile: a restart by hand takes less than ten milliseconds,
+// and who takes the moment when the next process began for that of the one that
+// was asked to end takes its failure for the end that somebody wanted.
+func look(ctx context.Context, b asker) (Snapshot, error) {
+	const changed = "StateChangeTimestampMonotonic"
+	before, err := b.Some(ctx, units.Resolver, "Unit", changed)
+	for n := 0; err == nil && n < tries; n++ {
+		var s Snapshot
+		if s, err = lookOnce(ctx, b); err != nil {
+			break
+		}
+		var after systemd.Properties
+		if after, err = b.Some(ctx, units.Resolver, "Unit", changed); err == nil && after[changed] == before[changed] {
+			return s, nil
+		}
+		before = after
+	}
+	if err == nil {
+		err = fmt.Errorf("%s does not keep a state for long enough to look at it", units.Resolver)
+	}
+	return Snapshot{}, err
+}
+
+func lookOnce(ctx context.Context, b asker) (Snapshot, error) {
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
 		return Snapshot{}, err
 	}
 	s := Snapshot{At: time.Duration(now.Nano())}
-	states, err := u.Bus.States(ctx, units.Resolver, units.Relay, units.Socket)
+	states, err := b.States(ctx, units.Resolver, units.Relay, units.Socket)
 	if err != nil {
 		return Snapshot{}, err
 	}
 	for i, to := range []*Unit{&s.Resolver.Unit, &s.Relay, &s.Socket} {
 		*to = Unit{Load: states[i].Load, Active: states[i].Active, Sub: states[i].Sub, Job: states[i].Job != ""}
 	}
-	general, err := u.Bus.Some(ctx, units.Resolver, "Unit", "InactiveExitTimestampMonotonic", "ActiveEnterTimestampMonotonic")
+	general, err := b.Some(ctx, units.Resolver, "Unit", "InactiveExitTimestampMonotonic", "ActiveEnterTimestampMonotonic")
 	if err != nil {
 		return Snapshot{}, err
 	}
-	service, err := u.Bus.Some(ctx, units.Resolver, "Service", "NRestarts", "Result", "ExecMainStatus")
+	service, err := b.Some(ctx, units.Resolver, "Service", "NRestarts", "Result", "ExecMainStatus")
 	if err != nil {
 		return Snapshot{}, err
 	}
