@@ -29,7 +29,9 @@ const (
 
 // A peer is a client that can be sent a reply.
 type peer interface {
-	// deliver sends the reply to q that e holds. It does not block.
+	// deliver sends the reply to q that e holds. It does not block, and has no
+	// use for q once it has returned: it may be a reader's, whose next packet
+	// takes its place.
 	deliver(q *wire.Query, e *cache.Entry, now time.Duration)
 }
 

@@ -1,0 +1,61 @@
+package dnscache
+
+import (
+	"encoding/binary"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"nodelocaldns/dnscache/cache"
+	"nodelocaldns/dnscache/wire"
+)
+
+// A reader's question is the next packet's as soon as deliver has returned, and
+// over TCP the reply may be written later than that.
+func TestAReplyOverTCPIsToTheQuestionThatWasAsked(t *testing.T) {
+	conn, ours := net.Pipe()
+	defer conn.Close()
+	c := &client{conn: ours, counters: new(counters), pending: make(chan struct{}, maxPending)}
+	pack := func(id uint16, name string) []byte {
+		m := new(dns.Msg).SetQuestion(name, dns.TypeA)
+		m.Id = id
+		b, err := m.Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	in := pack(1, "first.example.")
+	var q wire.Query
+	if v := wire.ParseQuery(in, &q); v != wire.Answer {
+		t.Fatalf("the query is %v", v)
+	}
+	e := cache.NewFailure(wire.AppendKey(nil, &q), wire.ServFail, wire.EDENotReady, zoneExternal, 0)
+
+	c.mu.Lock() // another reply is being written
+	c.pending <- struct{}{}
+	c.deliver(&q, e, 0)
+	copy(in, pack(2, "later.example."))
+	wire.ParseQuery(in, &q)
+	c.mu.Unlock()
+
+	_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	var size [2]byte
+	if _, err := io.ReadFull(conn, size[:]); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, binary.BigEndian.Uint16(size[:]))
+	if _, err := io.ReadFull(conn, b); err != nil {
+		t.Fatal(err)
+	}
+	m := new(dns.Msg)
+	if err := m.Unpack(b); err != nil {
+		t.Fatal(err)
+	}
+	if m.Id != 1 || len(m.Question) != 1 || m.Question[0].Name != "first.example." {
+		t.Errorf("the reply is\n%s\nwant one to the first query", m)
+	}
+}
