@@ -10,9 +10,13 @@
 //     Clients then ask their next nameserver at once; silence, and for some of
 //     them a refused port, costs them five seconds.
 //   - A query is tried twice, at two servers where there are two, over UDP from
-//     two source ports. A server that refuses costs no wait, and one that is back
-//     is asked again with the next query: nothing is remembered of a server but
-//     which of them answered last, which is asked first.
+//     two source ports. A server that refuses costs no wait, and the one that
+//     answered last is asked first.
+//   - A server that leaves queries without a reply, and answers nobody meanwhile,
+//     is dead until its next reply. Where all are dead, nobody waits for them:
+//     queries get SERVFAIL at once, but for a probe, one at a time and at most
+//     four a second, which is the next query that comes. One slow name makes no
+//     server dead: it takes a second name, or somebody who asks again.
 //   - A reply counts only from the server that was asked, to the port that asked,
 //     with the random id and the question of the query (RFC 5452 3).
 //   - Nothing is passed on to an address that is listened on. Where kube-dns

@@ -6,21 +6,26 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
 // servers are those that queries are passed on to, at one time.
 type servers struct {
-	all   []*server
-	first atomic.Int32 // index of the one to ask first
+	all []*server
+
+	// By protocol, guarded by Relay.mu.
+	first [2]int // index of the one to ask first
+	gates [2]gate
 }
 
 // A server is one kube-dns.
 type server struct {
-	addr  netip.AddrPort
-	tcp   Exchanger
-	ports [portsPerServer]*port // guarded by Relay.mu
+	addr netip.AddrPort
+	tcp  Exchanger
+
+	// Guarded by Relay.mu.
+	ports     [portsPerServer]*port
+	standings [2]standing // by protocol
 }
 
 func (s *servers) find(a netip.AddrPort) *server {
@@ -35,19 +40,48 @@ func (s *servers) find(a netip.AddrPort) *server {
 // server where the others refuse.
 func (s *servers) tries() int { return max(2, len(s.all)) }
 
-// try is the server of try i of a query that began with start.
-func (s *servers) try(start, i int) (*server, int) {
-	at := (start + i) % len(s.all)
-	return s.all[at], at
+// pass says in which order a query that has come at now is to be passed on, if it
+// is, and whether it is a probe: over is to be told of its end.
+func (s *servers) pass(proto int, now time.Time) (o order, pass, probe bool) {
+	o.start = s.first[proto]
+	for i, one := range s.all {
+		if one.standings[proto].dead && i < countedDead {
+			o.dead |= 1 << i
+		}
+	}
+	pass, probe = s.gates[proto].pass(s.dead(proto), now)
+	return o, pass, probe
 }
 
-// answered makes the server at index at the one to ask first.
-func (s *servers) answered(at int) { s.first.Store(int32(at)) }
+// over notes the end of a probe.
+func (s *servers) over(proto int) { s.gates[proto].probing = false }
+
+// dead says that there is no server that lives.
+func (s *servers) dead(proto int) bool {
+	return !slices.ContainsFunc(s.all, func(o *server) bool { return !o.standings[proto].dead })
+}
+
+// answered notes a reply at now of the server at index at, and makes it the one to
+// ask first.
+func (s *servers) answered(proto, at int, now time.Time) {
+	s.first[proto] = at
+	s.all[at].standings[proto].reply(now)
+}
 
 // failed makes another server the one to ask first, if it was the one at index
 // at.
-func (s *servers) failed(at int) {
-	s.first.CompareAndSwap(int32(at), int32((at+1)%len(s.all)))
+func (s *servers) failed(proto, at int) {
+	if s.first[proto] == at {
+		s.first[proto] = (at + 1) % len(s.all)
+	}
+}
+
+// gaveUp notes that a query that began at began was answered by none, when its
+// servers' standings have been told.
+func (s *servers) gaveUp(proto int, began time.Time) {
+	if s.dead(proto) {
+		s.gates[proto].shut(began)
+	}
 }
 
 func (s *servers) String() string {

@@ -152,7 +152,19 @@ func (r *Relay) exchange(msg []byte) []byte {
 	if len(asked.all) == 0 {
 		return r.appendServFail(room(), msg, wire.EDENoReachable)
 	}
-	reply, from := r.race(asked, msg, room)
+	r.mu.Lock()
+	order, pass, probe := asked.pass(tcp, began)
+	r.mu.Unlock()
+	if !pass {
+		r.health.silence(began, began, asked)
+		return r.appendServFail(room(), msg, wire.EDENetworkError)
+	}
+	reply, from := r.race(asked, order, began, msg, room)
+	if probe {
+		r.mu.Lock()
+		asked.over(tcp)
+		r.mu.Unlock()
+	}
 	if reply == nil {
 		r.health.silence(began, time.Now(), asked)
 		return r.appendServFail(room(), msg, wire.EDENetworkError)
@@ -165,22 +177,22 @@ func (r *Relay) exchange(msg []byte) []byte {
 // race asks one server after the other, the next one when the one before fails or
 // makes us lose patience, and returns the first reply, or nil when the budget is
 // spent or all have failed.
-func (r *Relay) race(asked *servers, msg []byte, room func() []byte) ([]byte, netip.AddrPort) {
+func (r *Relay) race(asked *servers, order order, began time.Time, msg []byte, room func() []byte) ([]byte, netip.AddrPort) {
 	ctx, cancel := context.WithTimeout(r.work, Budget)
 	defer cancel()
 	type result struct {
 		reply []byte
 		at    int
 	}
-	start, tries := int(asked.first.Load()), asked.tries()
+	tries := asked.tries()
 	results := make(chan result, tries)
 	started, waiting := 0, 0
 	try := func() {
-		s, at := asked.try(start, started)
+		at := order.at(started, len(asked.all))
 		started++
 		waiting++
 		go func() {
-			reply, err := s.tcp.Exchange(ctx, msg, room())
+			reply, err := asked.all[at].tcp.Exchange(ctx, msg, room())
 			if err != nil {
 				reply = nil
 			}
@@ -193,12 +205,15 @@ func (r *Relay) race(asked *servers, msg []byte, room func() []byte) ([]byte, ne
 	for waiting > 0 {
 		select {
 		case res := <-results:
+			r.mu.Lock()
 			if res.reply != nil {
-				asked.answered(res.at)
+				asked.answered(tcp, res.at, time.Now())
+				r.mu.Unlock()
 				return res.reply, asked.all[res.at].addr
 			}
+			asked.failed(tcp, res.at)
+			r.mu.Unlock()
 			waiting--
-			asked.failed(res.at)
 			if started < tries && ctx.Err() == nil {
 				try()
 			}
@@ -208,7 +223,37 @@ func (r *Relay) race(asked *servers, msg []byte, room func() []byte) ([]byte, ne
 			}
 		}
 	}
+	r.unanswered(asked, order, started, began, msg, ctx.Err() != nil)
 	return nil, netip.AddrPort{}
+}
+
+// unanswered remembers who did not answer the query msg, of those that it was
+// passed on to. Connections to one that has died so would be silent for as long as
+// they are kept: when it is back, they go to what is no more.
+func (r *Relay) unanswered(asked *servers, order order, started int, began time.Time, msg []byte, silent bool) {
+	now := time.Now()
+	var died []*server
+	r.mu.Lock()
+	for i := range started {
+		s := asked.all[order.at(i, len(asked.all))]
+		st := &s.standings[tcp]
+		lived := !st.dead
+		if silent {
+			st.silence(msg, began, now)
+		} else {
+			st.refusal(began, now)
+		}
+		if lived && st.dead {
+			died = append(died, s)
+		}
+	}
+	asked.gaveUp(tcp, began)
+	r.mu.Unlock()
+	for _, s := range died {
+		if t, ok := s.tcp.(interface{ Renew() }); ok {
+			t.Renew()
+		}
+	}
 }
 
 // write sends a reply with two bytes of room for its length in front, in one

@@ -42,6 +42,8 @@ func TestAQueryOverTCPIsPassedOnOverTCP(t *testing.T) {
 		{"and gets SERVFAIL at once when all refuse", "10.0.0.1 10.0.0.2", "refuses", "refuses", `
 			0s 10.0.0.1 tcp refuses a.
 			0s 10.0.0.2 tcp refuses a.
+			0s 10.0.0.1 tcp is renewed
+			0s 10.0.0.2 tcp is renewed
 			0s msg="kube-dns does not answer: clients get SERVFAIL" servers="10.0.0.1:53 10.0.0.2:53"
 			0s told 7 SERVFAIL a.`},
 		{"and gets SERVFAIL when there is nothing but silence", "10.0.0.1", "silent", "", `

@@ -43,7 +43,8 @@ type waiter struct {
 	client  netip.AddrPort
 	began   time.Time
 	servers *servers
-	start   int // index of the first server tried
+	order   order
+	probe   bool
 
 	// Guarded by Relay.mu.
 	timer  *time.Timer // the second try, then the end of the budget
@@ -114,18 +115,24 @@ func (r *Relay) packet(s PacketConn, from netip.AddrPort, pkt, out []byte) []byt
 		return wire.AppendError(out, &q, verdict.RCode(), wire.EDENone)
 	}
 	r.queries[udp].Add(1)
-	asked := r.servers.Load()
+	asked, now := r.servers.Load(), time.Now()
 	if len(asked.all) == 0 {
 		return r.appendServFail(out, pkt, wire.EDENoReachable)
-	}
-	w := &waiter{
-		msg: bytes.Clone(pkt), socket: s, client: from, began: time.Now(),
-		servers: asked, start: int(asked.first.Load()),
 	}
 	r.mu.Lock()
 	if r.waiting >= maxWaiting {
 		r.mu.Unlock()
 		return r.appendServFail(out, pkt, wire.EDENotReady)
+	}
+	order, pass, probe := asked.pass(udp, now)
+	if !pass {
+		r.mu.Unlock()
+		r.health.silence(now, now, asked)
+		return r.appendServFail(out, pkt, wire.EDENetworkError)
+	}
+	w := &waiter{
+		msg: bytes.Clone(pkt), socket: s, client: from, began: now,
+		servers: asked, order: order, probe: probe,
 	}
 	r.waiting++
 	r.inFlight.Add(1)
@@ -142,14 +149,14 @@ func (r *Relay) overdue(w *waiter) {
 	case w.done:
 		r.mu.Unlock()
 	case w.second:
-		r.finish(w)
+		r.giveUp(w)
 		r.mu.Unlock()
 		r.fail(w)
 	default:
 		w.second = true
 		w.timer.Reset(Budget - patience)
 		for _, a := range w.awaits {
-			w.servers.failed(a.at)
+			w.servers.failed(udp, a.at)
 		}
 		r.mu.Unlock()
 		r.try(w)
@@ -173,12 +180,13 @@ func (r *Relay) try(w *waiter) {
 				r.mu.Unlock()
 				return
 			}
-			r.finish(w)
+			r.giveUp(w)
 			r.mu.Unlock()
 			r.fail(w)
 			return
 		}
-		s, at := w.servers.try(w.start, w.tried)
+		at := w.order.at(w.tried, len(w.servers.all))
+		s := w.servers.all[at]
 		w.tried++
 		random := r.deps.Random()
 		p, slot := s.pick(w, random>>16)
@@ -187,7 +195,8 @@ func (r *Relay) try(w *waiter) {
 			conn, err := r.deps.Dial(s.addr)
 			r.mu.Lock()
 			if err != nil {
-				w.servers.failed(at)
+				w.servers.failed(udp, at)
+				s.standings[udp].refusal(w.began, time.Now())
 				r.mu.Unlock()
 				continue
 			}
@@ -295,7 +304,7 @@ func (r *Relay) refused(p *port, but *waiter) {
 		for i := range w.awaits {
 			if a := &w.awaits[i]; a.port == p && !a.refused && w != but {
 				a.refused = true
-				w.servers.failed(a.at)
+				w.servers.failed(udp, a.at)
 				all = append(all, w)
 			}
 		}
@@ -332,15 +341,16 @@ func (r *Relay) reply(s *server, p *port, reply []byte) {
 		r.mu.Unlock()
 		return
 	}
+	now := time.Now()
 	for _, a := range w.awaits {
 		if a.port == p {
-			w.servers.answered(a.at)
+			w.servers.answered(udp, a.at, now)
 		}
 	}
 	r.finish(w)
 	r.mu.Unlock()
 	_, _ = w.socket.WriteToUDPAddrPort(fitting(w.msg, reply, len(reply) > maxReply), w.client)
-	r.health.reply(time.Now(), s.addr)
+	r.health.reply(now, s.addr)
 	r.inFlight.Done()
 }
 
@@ -351,7 +361,26 @@ func (r *Relay) finish(w *waiter) {
 	for _, a := range w.awaits {
 		delete(a.port.waiters, a.id)
 	}
+	if w.probe {
+		w.servers.over(udp)
+	}
 	r.waiting--
+}
+
+// giveUp finishes a w that nobody answered, and remembers who did not. r.mu is
+// held; whoever calls it calls fail next.
+func (r *Relay) giveUp(w *waiter) {
+	r.finish(w)
+	now := time.Now()
+	for _, a := range w.awaits {
+		st := &w.servers.all[a.at].standings[udp]
+		if a.refused {
+			st.refusal(w.began, now)
+		} else {
+			st.silence(w.msg, w.began, now)
+		}
+	}
+	w.servers.gaveUp(udp, w.began)
 }
 
 // fail answers a w that nobody answered.

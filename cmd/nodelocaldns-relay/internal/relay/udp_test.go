@@ -201,36 +201,6 @@ func TestAPortThatIsBrokenIsNotUsedAgain(t *testing.T) {
 	})
 }
 
-func TestAKubeDNSThatIsBackIsUsedAtOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, "10.0.0.1")
-		w.becomes("10.0.0.1", "refuses")
-		for n := range 3 {
-			w.query(n, "a.")
-			synctest.Wait()
-		}
-		w.becomes("10.0.0.1", "answers")
-		w.query(4, "b.")
-		w.expect(time.Second, `
-			0s 10.0.0.1:1 refuses a.
-			0s 10.0.0.1:2 refuses a.
-			0s told 0 SERVFAIL a.
-			0s msg="kube-dns does not answer: clients get SERVFAIL" servers=10.0.0.1:53
-			0s 10.0.0.1:3 refuses a.
-			0s 10.0.0.1:4 refuses a.
-			0s told 1 SERVFAIL a.
-			0s 10.0.0.1:5 refuses a.
-			0s 10.0.0.1:6 refuses a.
-			0s told 2 SERVFAIL a.
-			0s 10.0.0.1:7 answers b.
-			0s told 4 NOERROR b. 10.0.0.1
-			0s msg="kube-dns answers again" server=10.0.0.1:53 after=0s servfails=3`)
-		if got, want := w.relay.Stats(), (Stats{UDP: 4, ServFails: 3}); got != want {
-			t.Errorf("counted %+v, want %+v", got, want)
-		}
-	})
-}
-
 // The kernel tells of a refusal late, to whoever comes next, and not of which.
 func TestARefusalIsForThoseWhoWereThereAndFinalForNone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

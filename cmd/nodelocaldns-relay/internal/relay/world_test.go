@@ -449,6 +449,8 @@ func (s *stream) Exchange(ctx context.Context, query, buf []byte) ([]byte, error
 	return append(buf, reply...), nil
 }
 
+func (s *stream) Renew() { s.world.note("%s tcp is renewed", s.name) }
+
 func (s *stream) Close() error {
 	s.world.note("%s tcp is closed", s.name)
 	return nil
