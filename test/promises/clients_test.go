@@ -69,6 +69,13 @@ func TestLookupsSucceedInEveryState(t *testing.T) {
 			m.cutOff(t, "")
 			command("systemctl", "start", resolver)(ctx)
 		}, true, 0},
+		{"relay, and kube-dns is silent", func(ctx context.Context) {
+			command("systemctl", "stop", resolver)(ctx)
+			m.cutOff(t, "drop")
+		}, nothing, func(ctx context.Context) {
+			m.cutOff(t, "")
+			command("systemctl", "start", resolver)(ctx)
+		}, true, 0},
 	} {
 		m.healthy(t)
 		tt.before(t.Context())

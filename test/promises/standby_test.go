@@ -154,23 +154,53 @@ func (m *machine) gauge(t *testing.T, line string) {
 }
 
 // Clients ask their next name server as soon as they are told that there is no
-// answer.
+// answer. When kube-dns has been found dead only a probe waits for it.
 func TestTheRelaySaysSoWhereKubeDNSDoesNotAnswer(t *testing.T) {
 	m := alone(t)
-	const rate = 100
+	const (
+		rate    = 100
+		seconds = 3
+		waits   = 250 * time.Millisecond // what is slower than any machine
+	)
 	m.output(t, "systemctl", "stop", resolver)
 	m.output(t, "systemctl", "start", relay) // as the next query would
-	var said [2]load.Summary
+	var all, atOnce [2]load.Summary
+	var waited [2]int
 	for i, how := range []string{"refuse", "drop"} {
 		m.cutOff(t, how)
-		said[i] = m.load(t, load.Plan{Rate: rate, Count: 3 * rate, Sockets: 16, Fresh: 20}).wait().Summary(nil)
+		r := m.load(t, load.Plan{Rate: rate, Count: seconds * rate, Sockets: 16, Fresh: 20}).wait()
 		m.cutOff(t, "")
-		none(t, how+": anything but SERVFAIL", said[i].Sent-said[i].Servfail, said[i])
-		inTime(t, how+": the slowest SERVFAIL", said[i].Slowest, time.Second)
+		known := func(q load.Record) bool { return q.At >= time.Second }
+		all[i] = r.Summary(nil)
+		atOnce[i] = r.Summary(func(q load.Record) bool { return known(q) && q.Latency < waits })
+		waited[i] = r.Summary(known).Sent - atOnce[i].Sent
+		none(t, how+": anything but SERVFAIL", all[i].Sent-all[i].Servfail, all[i])
+		inTime(t, how+": the slowest SERVFAIL", all[i].Slowest, time.Second)
+		inTime(t, how+": the slowest SERVFAIL but the probes', after a second", atOnce[i].Slowest, 10*time.Millisecond)
+		if most := (seconds-1)*4 + 1; waited[i] > most {
+			t.Errorf("%s: %d queries waited, want %d at the most, as many as there may be probes", how, waited[i], most)
+		}
+		m.healthyBehindTheRelay(t)
 	}
 	m.output(t, "systemctl", "start", resolver)
 	m.healthy(t)
-	report(t, 67, fmt.Sprintf("relay, and kube-dns has no endpoints, or is silent, UDP at %d q/s", rate), "SERVFAIL within 1 s, never silence", said[:],
-		"no endpoints: %d of %d SERVFAIL, half within %s, all within %s; silent: %d of %d, all within %s", said[0].Servfail, said[0].Sent, short(said[0].Median), short(said[0].Slowest),
-		said[1].Servfail, said[1].Sent, short(said[1].Slowest))
+	report(t, 67, fmt.Sprintf("relay, and kube-dns has no endpoints, or is silent, UDP at %d q/s", rate), "SERVFAIL within 1 s, never silence; after the first second at once, but for probes", append(all[:], atOnce[:]...),
+		"no endpoints: %d of %d SERVFAIL, all within %s, after the first second %d probes wait, the others %s at the most; silent: %d of %d, within %s, %d probes, %s",
+		all[0].Servfail, all[0].Sent, short(all[0].Slowest), waited[0], short(atOnce[0].Slowest),
+		all[1].Servfail, all[1].Sent, short(all[1].Slowest), waited[1], short(atOnce[1].Slowest))
+}
+
+// healthyBehindTheRelay waits until every name resolves, which is soon after
+// kube-dns is back, and then is not forgotten again.
+func (m *machine) healthyBehindTheRelay(t *testing.T) {
+	t.Helper()
+	took := eventually(t, "the relay to find kube-dns", 10*time.Second, func() error {
+		if s := m.load(t, load.Plan{Rate: 100, Count: len(m.names), Sockets: 4}).wait().Summary(nil); s.Failed() > 0 {
+			return errors.New(s.Example)
+		}
+		return nil
+	})
+	inTime(t, "finding kube-dns again", took, 2*time.Second)
+	s := m.load(t, load.Plan{Rate: 100, Count: 100, Sockets: 16, Fresh: 20}).wait().Summary(nil)
+	none(t, "not answered rightly when kube-dns is back", s.Failed(), s)
 }
