@@ -40,8 +40,8 @@ func shams(t *testing.T, root string) {
 	for name, text := range map[string]string{
 		units.Socket: "[Socket]\nListenDatagram=127.0.0.1:53\nReusePort=yes\nService=" + units.Relay + "\n",
 		units.Relay:  "StartLimitIntervalSec=0\n[Service]\nRestartSec=1\n",
-		units.Resolver: "Wants=" + units.Socket + "\nOnFailure=" + units.Relay + "\nStartLimitIntervalSec=10\nStartLimitBurst=20\n" +
-			"[Service]\nRestartSec=100ms\nRestartPreventExitStatus=1\n",
+		units.Resolver: "Wants=" + units.Socket + "\nOnFailure=" + units.Relay + "\nStartLimitIntervalSec=10\nStartLimitBurst=30\n" +
+			"[Service]\nRestartSec=0\nRestartPreventExitStatus=1\n",
 		// It stands for guard, which is ordered before the resolver, so that
 		// systemd does not forget that one.
 		"guard.service": "Before=" + units.Resolver + "\n[Service]\nExecStart=/bin/sleep infinity\n",
@@ -113,7 +113,8 @@ func TestARealSystemdAlwaysHasSomebodyWhoAnswers(t *testing.T) {
 	n.systemctl("kill", "--signal=KILL", units.Resolver)
 	began := time.Now()
 	n.until("the relay serves alone", "inactive dead", "active running")
-	if st, err := Read(n.dir); err != nil || st.Why != "exit-code 3" || st.Tries != 0 || st.NextTry == nil {
+	// It begins anew so soon that how it ended is not always seen.
+	if st, err := Read(n.dir); err != nil || st.Why != "exit-code 3" && st.Why != unseen || st.Tries != 0 || st.NextTry == nil {
 		t.Errorf("the state is %+v, %v", st, err)
 	} else {
 		t.Logf("the resolver has failed for good after %v", st.Since.Sub(began))

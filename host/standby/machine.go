@@ -12,9 +12,9 @@
 // they cost their clients nothing for a second and five seconds each for ever. So
 // the relay comes when
 //
-//   - the resolver was started again three times without getting ready, or
-//   - five times within ten seconds, ready or not, as where it is killed for its
-//     memory again and again, or
+//   - the resolver was started again three times without being ready for two
+//     seconds, as where it cannot start, or is killed for its memory again and
+//     again, or
 //   - systemd has given it up, or
 //   - it has not been ready for two and a half seconds, for whatever reason.
 //
@@ -38,14 +38,10 @@ import (
 )
 
 const (
-	// inARow is how many restarts without getting ready are too many.
+	// inARow is how many restarts without being ready for settle are too many:
+	// with each process dies what it has read. One that is killed every three
+	// seconds is better than a relay: it has lost a tenth of a second each time.
 	inARow = 3
-
-	// inAll and within are how many restarts are too many although it got
-	// ready. One that is killed every three seconds is better than a relay: it
-	// has lost a fifth of a second each time, and its cache.
-	inAll  = 5
-	within = 10 * time.Second
 
 	// patience is how long the resolver may be on its way, started or about to
 	// be started again: with the start of the relay, three seconds.
@@ -68,6 +64,10 @@ const (
 	// lookEvery is for what nobody has told us of.
 	lookEvery = 10 * time.Second
 )
+
+// unseen is why, where nobody has seen how it ended: systemd forgets that at the
+// next start, a moment later.
+const unseen = "it ends as soon as it is started"
 
 // A Unit is what systemd says of a unit.
 type Unit struct {
@@ -162,12 +162,11 @@ type Machine struct {
 	seen     bool
 	restarts uint32
 	ready    time.Duration
-	base     uint32          // Restarts when it was last seen ready
-	deaths   []time.Duration // when it was seen to be started again
-	cause    string          // how it ended last, in words
-	late     bool            // it is on its way,
-	since    time.Duration   // since then
-	ended    time.Duration   // Begun of the last one whose end somebody has asked for
+	base     uint32        // Restarts when it was last ready for settle
+	cause    string        // how it ended last, in words
+	late     bool          // it is on its way,
+	since    time.Duration // since then
+	ended    time.Duration // Begun of the last one whose end somebody has asked for
 
 	// Of the end of a try, and of a try.
 	asked time.Duration // when it was asked for, 0 for not yet
@@ -247,23 +246,16 @@ func (m *Machine) observe(s Snapshot) {
 			m.base = r.Restarts // how many of them were since is not known
 		}
 	case r.Restarts < m.restarts: // somebody has started it by hand
-		m.base, m.deaths = 0, nil
-	default:
-		for range min(r.Restarts-m.restarts, inAll) {
-			m.deaths = append(m.deaths, s.At)
-		}
+		m.base = 0
 	}
 	m.restarts = r.Restarts
 	if r.Up() || r.Ready != m.ready {
-		m.base, m.late = r.Restarts, false
+		m.late = false
 	}
 	m.ready = r.Ready
-	for len(m.deaths) > 0 && s.At-m.deaths[0] >= within {
-		m.deaths = m.deaths[1:]
-	}
 	switch {
 	case r.Up() && s.At-r.Ready >= settle:
-		m.cause = ""
+		m.base, m.cause = r.Restarts, ""
 	case r.Result != "" && r.Result != "success" && (r.Result != "start-limit-hit" || m.cause == ""):
 		m.cause = r.Ended()
 	}
@@ -351,12 +343,10 @@ func (t *turn) watch() bool {
 	r := t.s.Resolver
 	why := t.cause
 	if why == "" {
-		why = "it does not stay up"
+		why = unseen
 	}
 	switch {
 	case r.Active == "failed" && r.rests() && !t.byHand(r.Begun), r.Active == "activating" && r.Restarts-t.base >= inARow:
-	case len(t.deaths) >= inAll:
-		why = fmt.Sprintf("%s, %d times in %s", why, inAll, within)
 	case t.late && r.Active == "activating" && t.s.At-t.since >= patience:
 		why = fmt.Sprintf("not ready after %s", patience)
 		t.outage = Outage{Since: t.s.At, Why: why, Trial: true}
@@ -471,5 +461,5 @@ func (t *turn) fail(why string) {
 // back ends the outage. Restarts are counted from here.
 func (t *turn) back() {
 	t.stage, t.outage = watching, Outage{}
-	t.base, t.deaths = t.restarts, nil
+	t.base = t.restarts
 }

@@ -12,8 +12,9 @@ import (
 
 const (
 	// pause is between two looks. The first change is acted on at once; a unit
-	// that fails changes several times, and is started again five times a second.
-	pause = 50 * time.Millisecond
+	// that fails changes several times, and is started again many times a second. At
+	// the thirtieth systemd closes the sockets (StartLimitBurst=).
+	pause = 10 * time.Millisecond
 
 	// mendEvery is how soon it is tried again to ask systemd, where that does
 	// not answer.

@@ -27,8 +27,8 @@ type life struct {
 var (
 	serves = life{ready: 20 * time.Millisecond}
 	relays = life{ready: 35 * time.Millisecond}
-	fails  = life{end: 10 * time.Millisecond, result: "exit-code", status: 2} // as after a panic
-	quits  = life{end: 10 * time.Millisecond, result: "exit-code", status: 1} // which is not started again
+	fails  = life{end: 30 * time.Millisecond, result: "exit-code", status: 2} // as after a panic
+	quits  = life{end: 30 * time.Millisecond, result: "exit-code", status: 1} // which is not started again
 	hangs  = life{}
 )
 
@@ -81,7 +81,7 @@ func on(t *testing.T, test func(n *node)) {
 		n := &node{t: t, dir: fsys.Dir(t.TempDir()), booted: time.Now(), changed: make(chan struct{}, 1), load: "loaded", said: new(bytes.Buffer)}
 		n.socket = Unit{Load: "loaded", Active: "active", Sub: "listening"}
 		inactive := Resolver{Unit: Unit{Load: "loaded", Active: "inactive", Sub: "dead"}, Result: "success"}
-		n.resolver = program{n: n, name: "resolver", pause: 100 * time.Millisecond, limit: 20, stops: 20 * time.Millisecond, state: inactive}
+		n.resolver = program{n: n, name: "resolver", pause: 2 * time.Millisecond, limit: 30, stops: 20 * time.Millisecond, state: inactive}
 		n.relay = program{n: n, name: "relay", pause: time.Second, stops: 35 * time.Millisecond, state: inactive}
 		n.resolver.life, n.relay.life = serves, relays
 		time.Sleep(time.Hour)

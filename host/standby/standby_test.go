@@ -15,37 +15,38 @@ func TestTheRelayTakesThePlaceOfAResolverThatCannotStart(t *testing.T) {
 		after(time.Minute)
 		n.expect(`
     0.00  resolver dies: signal 9
+    0.00  resolver starts
+    0.03  resolver dies: exit-code 2
+    0.03  resolver starts
+    0.06  resolver dies: exit-code 2
+    0.07  resolver starts
+    0.07  guard: start the relay
+    0.07  relay starts
+    0.10  resolver dies: exit-code 2
     0.10  resolver starts
-    0.11  resolver dies: exit-code 2
-    0.21  resolver starts
-    0.22  resolver dies: exit-code 2
-    0.32  resolver starts
-    0.32  guard: start the relay
-    0.32  relay starts
-    0.33  resolver dies: exit-code 2
-    0.35  relay is ready
-    0.37  guard: stop the resolver
-    0.37  resolver is stopped
-   10.32  guard: start the resolver
-   10.32  resolver starts
-   10.33  resolver dies: exit-code 2
-   10.37  guard: stop the resolver
-   10.37  resolver is stopped
-   30.37  guard: start the resolver
-   30.37  resolver starts
-   30.38  resolver dies: exit-code 2
-   30.42  guard: stop the resolver
-   30.42  resolver is stopped
-   state  since 0.32: exit-code 2; 2 tries, next 70.42
+    0.11  relay is ready
+    0.12  guard: stop the resolver
+    0.14  resolver is stopped
+   10.07  guard: start the resolver
+   10.07  resolver starts
+   10.10  resolver dies: exit-code 2
+   10.10  guard: stop the resolver
+   10.10  resolver is stopped
+   30.10  guard: start the resolver
+   30.10  resolver starts
+   30.13  resolver dies: exit-code 2
+   30.13  guard: stop the resolver
+   30.13  resolver is stopped
+   state  since 0.07: exit-code 2; 2 tries, next 70.13
 `)
 		n.resolver.does(serves)
 		after(time.Minute)
 		n.expect(`
-   70.42  guard: start the resolver
-   70.42  resolver starts
-   70.44  resolver is ready
-   72.44  guard: stop the relay
-   72.47  relay is stopped
+   70.13  guard: start the resolver
+   70.13  resolver starts
+   70.15  resolver is ready
+   72.15  guard: stop the relay
+   72.19  relay is stopped
 `)
 		n.saying(`
 level=WARN msg="the resolver has failed: the relay takes its place" why="exit-code 2" hint="journalctl -u nodelocaldns says why"
@@ -68,24 +69,24 @@ func TestOneThatSystemdDoesNotStartAgainIsTriedAllTheSame(t *testing.T) {
 		n.expect(`
     0.00  resolver is restarted by hand
     0.02  resolver starts
-    0.03  resolver dies: exit-code 1
-    0.03  resolver has failed
-    0.03  relay starts
-    0.07  relay is ready
+    0.05  resolver dies: exit-code 1
+    0.05  resolver has failed
+    0.05  relay starts
+    0.09  relay is ready
    10.05  guard: start the resolver
    10.05  resolver starts
-   10.06  resolver dies: exit-code 1
-   10.06  resolver has failed
-   state  since 0.05: exit-code 1; 1 tries, next 30.10
+   10.08  resolver dies: exit-code 1
+   10.08  resolver has failed
+   state  since 0.05: exit-code 1; 1 tries, next 30.08
 `)
 		n.resolver.does(serves)
 		after(20 * time.Second)
 		n.expect(`
-   30.10  guard: start the resolver
-   30.10  resolver starts
-   30.12  resolver is ready
-   32.12  guard: stop the relay
-   32.16  relay is stopped
+   30.08  guard: start the resolver
+   30.08  resolver starts
+   30.10  resolver is ready
+   32.10  guard: stop the relay
+   32.13  relay is stopped
 `)
 
 		// Stopped and started, and all of it is over before anybody has looked.
@@ -103,7 +104,7 @@ func TestOneThatSystemdDoesNotStartAgainIsTriedAllTheSame(t *testing.T) {
    35.02  resolver has failed
    35.02  relay starts
    35.06  relay is ready
-   state  since 35.05: exit-code 1; 0 tries, next 75.05
+   state  since 35.03: exit-code 1; 0 tries, next 75.03
 `)
 	})
 }
@@ -148,32 +149,26 @@ func TestAResolverThatRunsOutOfMemoryAgainAndAgainIsReplaced(t *testing.T) {
 		after(30 * time.Second)
 		n.expect(`
     0.00  resolver dies: signal 9
-    0.10  resolver starts
-    0.12  resolver is ready
-    1.60  resolver dies: oom-kill 9
-    1.70  resolver starts
-    1.72  resolver is ready
-    3.20  resolver dies: oom-kill 9
-    3.30  resolver starts
-    3.32  resolver is ready
-    4.80  resolver dies: oom-kill 9
-    4.90  resolver starts
-    4.92  resolver is ready
-    6.40  resolver dies: oom-kill 9
-    6.50  resolver starts
-    6.50  guard: start the relay
-    6.50  relay starts
-    6.52  resolver is ready
-    6.54  relay is ready
-    6.55  guard: stop the resolver
-    6.57  resolver is stopped
-   16.50  guard: start the resolver
-   16.50  resolver starts
-   16.52  resolver is ready
-   18.00  resolver dies: oom-kill 9
-   18.00  guard: stop the resolver
-   18.00  resolver is stopped
-   state  since 6.50: oom-kill; 1 tries, next 38.00
+    0.00  resolver starts
+    0.02  resolver is ready
+    1.50  resolver dies: oom-kill 9
+    1.50  resolver starts
+    1.52  resolver is ready
+    3.00  resolver dies: oom-kill 9
+    3.01  resolver starts
+    3.01  guard: start the relay
+    3.01  relay starts
+    3.03  resolver is ready
+    3.05  relay is ready
+    3.05  guard: stop the resolver
+    3.07  resolver is stopped
+   13.01  guard: start the resolver
+   13.01  resolver starts
+   13.03  resolver is ready
+   14.51  resolver dies: oom-kill 9
+   14.51  guard: stop the resolver
+   14.51  resolver is stopped
+   state  since 3.01: oom-kill; 1 tries, next 34.51
 `)
 	})
 }
@@ -187,9 +182,9 @@ func TestAResolverThatIsLongInStartingIsHelpedOut(t *testing.T) {
 		n.expect(`
     0.00  resolver is restarted by hand
     0.02  resolver starts
-    2.55  guard: start the relay
-    2.55  relay starts
-    2.58  relay is ready
+    2.52  guard: start the relay
+    2.52  relay starts
+    2.56  relay is ready
     8.02  resolver is ready
    10.02  guard: stop the relay
    10.05  relay is stopped
@@ -226,16 +221,16 @@ func TestAResolverThatHangsInStartingIsTriedAgain(t *testing.T) {
 		after(time.Minute)
 		n.expect(`
     0.00  resolver dies: signal 9
-    0.10  resolver starts
-    2.55  guard: start the relay
-    2.55  relay starts
-    2.58  relay is ready
-   30.10  resolver dies: timeout 15
-   30.10  guard: stop the resolver
-   30.10  resolver is stopped
-   40.10  guard: start the resolver
-   40.10  resolver starts
-   state  since 2.55: timeout; 1 tries, next under way
+    0.00  resolver starts
+    2.51  guard: start the relay
+    2.51  relay starts
+    2.54  relay is ready
+   30.00  resolver dies: timeout 15
+   30.00  guard: stop the resolver
+   30.00  resolver is stopped
+   40.00  guard: start the resolver
+   40.00  resolver starts
+   state  since 2.51: timeout; 1 tries, next under way
 `)
 	})
 }
@@ -248,16 +243,16 @@ func TestAResolverThatTakesLongToFailIsReplacedAsSoon(t *testing.T) {
 		after(12 * time.Second)
 		n.expect(`
     0.00  resolver dies: signal 9
-    0.10  resolver starts
-    2.10  resolver dies: exit-code 2
-    2.20  resolver starts
-    2.55  guard: start the relay
-    2.55  relay starts
-    2.58  relay is ready
-    4.20  resolver dies: exit-code 2
-    4.20  guard: stop the resolver
-    4.20  resolver is stopped
-   state  since 2.55: exit-code 2; 0 tries, next 14.20
+    0.00  resolver starts
+    2.00  resolver dies: exit-code 2
+    2.00  resolver starts
+    2.51  guard: start the relay
+    2.51  relay starts
+    2.54  relay is ready
+    4.00  resolver dies: exit-code 2
+    4.00  guard: stop the resolver
+    4.00  resolver is stopped
+   state  since 2.51: exit-code 2; 0 tries, next 14.00
 `)
 	})
 }
@@ -272,13 +267,13 @@ func TestOneFailureEndsATry(t *testing.T) {
 		n.resolver.does(life{ready: 20 * time.Millisecond, end: time.Second, result: "watchdog", status: 6})
 		after(10 * time.Second)
 		n.expect(`
-   10.32  guard: start the resolver
-   10.32  resolver starts
-   10.34  resolver is ready
-   11.32  resolver dies: watchdog 6
-   11.32  guard: stop the resolver
-   11.32  resolver is stopped
-   state  since 0.32: watchdog; 1 tries, next 31.32
+   10.07  guard: start the resolver
+   10.07  resolver starts
+   10.09  resolver is ready
+   11.07  resolver dies: watchdog 6
+   11.07  guard: stop the resolver
+   11.07  resolver is stopped
+   state  since 0.07: watchdog; 1 tries, next 31.07
 `)
 	})
 }
@@ -302,23 +297,23 @@ func TestTriesAreEverLessFrequentUntilItHasBeenWellForFiveMinutes(t *testing.T) 
 			}
 		}
 		after(25 * time.Minute)
-		tries("10.32 30.37 70.42 150.47 310.52 610.57 910.62 1210.67")
+		tries("10.07 30.10 70.13 150.16 310.19 610.22 910.25 1210.28")
 
 		// Well for four minutes is not well.
 		n.resolver.does(serves)
 		after(4*time.Minute + 30*time.Second)
-		tries("1510.72")
+		tries("1510.31")
 		n.resolver.does(fails)
 		n.resolver.kill()
 		after(20 * time.Minute)
-		tries("2070.32 2370.37 2670.42")
+		tries("2070.07 2370.10 2670.13")
 
 		n.resolver.does(serves)
 		after(11 * time.Minute)
 		n.resolver.does(fails)
 		n.resolver.kill()
 		after(30 * time.Second)
-		tries("2970.47 3640.32")
+		tries("2970.16 3640.07")
 	})
 }
 
@@ -354,7 +349,7 @@ func TestWhoStopsTheResolverMeansThat(t *testing.T) {
 		// In the middle of failing.
 		n.resolver.does(fails)
 		n.resolver.kill()
-		after(250 * time.Millisecond)
+		after(50 * time.Millisecond)
 		n.resolver.stop()
 		after(time.Hour)
 		n.nothing("stopped while it failed")
@@ -400,10 +395,10 @@ func TestAResolverThatIsStartedByHandIsGivenItsPlace(t *testing.T) {
 		n.expect(`
   120.00  resolver is started by hand
   120.00  resolver starts
-  120.01  resolver dies: exit-code 2
-  120.05  guard: stop the resolver
-  120.05  resolver is stopped
-   state  since 0.32: exit-code 2; 3 tries, next 200.05
+  120.03  resolver dies: exit-code 2
+  120.03  guard: stop the resolver
+  120.03  resolver is stopped
+   state  since 0.07: exit-code 2; 3 tries, next 200.03
 `)
 		n.resolver.does(serves)
 		n.resolver.start()
@@ -436,28 +431,29 @@ func TestAResolverThatIsStartedByHandJustAfterItsStopIsGivenItsPlace(t *testing.
 		n.guarded()
 		n.resolver.does(fails)
 		n.resolver.kill()
-		after(370 * time.Millisecond)
+		after(142 * time.Millisecond)
 		n.resolver.does(serves)
 		n.resolver.start() // before guard has seen that it is stopped
 		after(time.Minute)
 		n.expect(`
     0.00  resolver dies: signal 9
+    0.00  resolver starts
+    0.03  resolver dies: exit-code 2
+    0.03  resolver starts
+    0.06  resolver dies: exit-code 2
+    0.07  resolver starts
+    0.07  guard: start the relay
+    0.07  relay starts
+    0.10  resolver dies: exit-code 2
     0.10  resolver starts
-    0.11  resolver dies: exit-code 2
-    0.21  resolver starts
-    0.22  resolver dies: exit-code 2
-    0.32  resolver starts
-    0.32  guard: start the relay
-    0.32  relay starts
-    0.33  resolver dies: exit-code 2
-    0.35  relay is ready
-    0.37  guard: stop the resolver
-    0.37  resolver is stopped
-    0.37  resolver is started by hand
-    0.37  resolver starts
-    0.39  resolver is ready
-    2.39  guard: stop the relay
-    2.42  relay is stopped
+    0.11  relay is ready
+    0.12  guard: stop the resolver
+    0.14  resolver is stopped
+    0.14  resolver is started by hand
+    0.14  resolver starts
+    0.16  resolver is ready
+    2.16  guard: stop the relay
+    2.20  relay is stopped
 `)
 	})
 }
@@ -474,12 +470,12 @@ func TestAGuardGoesOnWhereAnotherWasKilled(t *testing.T) {
 		n.guarded()
 		after(20 * time.Second)
 		n.expect(`
-   30.37  guard: start the resolver
-   30.37  resolver starts
-   30.38  resolver dies: exit-code 2
-   30.42  guard: stop the resolver
-   30.42  resolver is stopped
-   state  since 0.32: exit-code 2; 2 tries, next 70.42
+   30.10  guard: start the resolver
+   30.10  resolver starts
+   30.13  resolver dies: exit-code 2
+   30.13  guard: stop the resolver
+   30.13  resolver is stopped
+   state  since 0.07: exit-code 2; 2 tries, next 70.13
 `)
 		n.resolver.does(serves)
 		after(35500 * time.Millisecond)
@@ -488,9 +484,9 @@ func TestAGuardGoesOnWhereAnotherWasKilled(t *testing.T) {
 		n.guarded()
 		after(time.Second)
 		n.expect(`
-   70.42  guard: start the resolver
-   70.42  resolver starts
-   70.44  resolver is ready
+   70.13  guard: start the resolver
+   70.13  resolver starts
+   70.15  resolver is ready
    81.50  guard: stop the relay
    81.53  relay is stopped
 `)
@@ -514,17 +510,21 @@ func TestAGuardThatFindsAllOfItFailedActsAtOnce(t *testing.T) {
 		n.set(func() { n.resolver.state.Ready = 0 })
 		n.resolver.does(fails)
 		n.resolver.start()
-		after(450 * time.Millisecond)
+		after(80 * time.Millisecond)
 		n.happened()
 		n.guarded()
 		after(time.Second)
 		n.expect(`
-    0.45  guard: start the relay
-    0.45  relay starts
-    0.48  relay is ready
-    0.50  guard: stop the resolver
-    0.50  resolver is stopped
-   state  since 0.45: exit-code 2; 0 tries, next 10.45
+    0.09  resolver dies: exit-code 2
+    0.10  resolver starts
+    0.10  guard: start the relay
+    0.10  relay starts
+    0.13  resolver dies: exit-code 2
+    0.13  resolver starts
+    0.14  relay is ready
+    0.14  guard: stop the resolver
+    0.16  resolver is stopped
+   state  since 0.10: it ends as soon as it is started; 0 tries, next 10.10
 `)
 	})
 }
@@ -538,125 +538,166 @@ func TestTheResolverIsNotStoppedWhileThereIsNoRelay(t *testing.T) {
 		after(12 * time.Second)
 		n.expect(`
     0.00  resolver dies: signal 9
+    0.00  resolver starts
+    0.03  resolver dies: exit-code 2
+    0.03  resolver starts
+    0.06  resolver dies: exit-code 2
+    0.07  resolver starts
+    0.07  guard: start the relay
+    0.07  relay starts
+    0.09  relay dies: exit-code 203
+    0.10  resolver dies: exit-code 2
     0.10  resolver starts
-    0.11  resolver dies: exit-code 2
-    0.21  resolver starts
+    0.13  resolver dies: exit-code 2
+    0.13  resolver starts
+    0.16  resolver dies: exit-code 2
+    0.16  resolver starts
+    0.19  resolver dies: exit-code 2
+    0.19  resolver starts
     0.22  resolver dies: exit-code 2
+    0.23  resolver starts
+    0.26  resolver dies: exit-code 2
+    0.26  resolver starts
+    0.29  resolver dies: exit-code 2
+    0.29  resolver starts
+    0.32  resolver dies: exit-code 2
     0.32  resolver starts
-    0.32  guard: start the relay
-    0.32  relay starts
-    0.33  resolver dies: exit-code 2
-    0.34  relay dies: exit-code 203
-    0.43  resolver starts
-    0.44  resolver dies: exit-code 2
-    0.54  resolver starts
-    0.55  resolver dies: exit-code 2
-    0.65  resolver starts
-    0.66  resolver dies: exit-code 2
-    0.76  resolver starts
+    0.35  resolver dies: exit-code 2
+    0.35  resolver starts
+    0.38  resolver dies: exit-code 2
+    0.39  resolver starts
+    0.42  resolver dies: exit-code 2
+    0.42  resolver starts
+    0.45  resolver dies: exit-code 2
+    0.45  resolver starts
+    0.48  resolver dies: exit-code 2
+    0.48  resolver starts
+    0.51  resolver dies: exit-code 2
+    0.51  resolver starts
+    0.54  resolver dies: exit-code 2
+    0.55  resolver starts
+    0.58  resolver dies: exit-code 2
+    0.58  resolver starts
+    0.61  resolver dies: exit-code 2
+    0.61  resolver starts
+    0.64  resolver dies: exit-code 2
+    0.64  resolver starts
+    0.67  resolver dies: exit-code 2
+    0.67  resolver starts
+    0.70  resolver dies: exit-code 2
+    0.71  resolver starts
+    0.74  resolver dies: exit-code 2
+    0.74  resolver starts
     0.77  resolver dies: exit-code 2
+    0.77  resolver starts
+    0.80  resolver dies: exit-code 2
+    0.80  resolver starts
+    0.83  resolver dies: exit-code 2
+    0.83  resolver starts
+    0.86  resolver dies: exit-code 2
     0.87  resolver starts
-    0.88  resolver dies: exit-code 2
-    0.98  resolver starts
-    0.99  resolver dies: exit-code 2
-    1.09  resolver starts
-    1.10  resolver dies: exit-code 2
-    1.20  resolver starts
-    1.21  resolver dies: exit-code 2
-    1.31  resolver starts
-    1.32  resolver dies: exit-code 2
-    1.33  relay starts
-    1.35  relay dies: exit-code 203
-    1.42  resolver starts
-    1.43  resolver dies: exit-code 2
-    1.53  resolver starts
-    1.54  resolver dies: exit-code 2
-    1.64  resolver starts
-    1.65  resolver dies: exit-code 2
-    1.75  resolver starts
-    1.76  resolver dies: exit-code 2
-    1.86  resolver starts
-    1.87  resolver dies: exit-code 2
-    1.97  resolver starts
-    1.98  resolver dies: exit-code 2
-    2.08  resolver starts
-    2.09  resolver dies: exit-code 2
-    2.19  resolver starts
-    2.20  resolver dies: exit-code 2
-    2.30  resolver is started too often, and the sockets are closed
-    2.30  resolver has failed
-    2.30  the sockets are made
-    2.30  relay starts
-    2.31  relay dies: exit-code 203
-    3.31  relay starts
-    3.33  relay dies: exit-code 203
-    4.33  relay starts
-    4.34  relay dies: exit-code 203
-    5.34  relay starts
-    5.36  relay dies: exit-code 203
-    6.36  relay starts
-    6.38  relay dies: exit-code 203
-    7.38  relay starts
-    7.39  relay dies: exit-code 203
-    8.39  relay starts
-    8.40  relay dies: exit-code 203
-    9.40  relay starts
-    9.42  relay dies: exit-code 203
-   10.32  guard: start the resolver
-   10.32  resolver starts
+    0.90  resolver dies: exit-code 2
+    0.90  resolver starts
+    0.93  resolver dies: exit-code 2
+    0.93  resolver starts
+    0.96  resolver dies: exit-code 2
+    0.96  resolver is started too often, and the sockets are closed
+    0.96  resolver has failed
+    0.96  the sockets are made
+    0.96  relay starts
+    0.98  relay dies: exit-code 203
+    1.98  relay starts
+    1.99  relay dies: exit-code 203
+    2.99  relay starts
+    3.01  relay dies: exit-code 203
+    4.01  relay starts
+    4.02  relay dies: exit-code 203
+    5.02  relay starts
+    5.04  relay dies: exit-code 203
+    6.04  relay starts
+    6.05  relay dies: exit-code 203
+    7.05  relay starts
+    7.07  relay dies: exit-code 203
+    8.07  relay starts
+    8.08  relay dies: exit-code 203
+    9.08  relay starts
+    9.10  relay dies: exit-code 203
+   10.07  guard: start the resolver
+   10.07  resolver starts
+   10.10  relay starts
+   10.10  resolver dies: exit-code 2
+   10.11  resolver starts
+   10.11  relay dies: exit-code 203
+   10.14  resolver dies: exit-code 2
+   10.14  resolver starts
+   10.17  resolver dies: exit-code 2
+   10.17  resolver starts
+   10.20  resolver dies: exit-code 2
+   10.20  resolver starts
+   10.23  resolver dies: exit-code 2
+   10.23  resolver starts
+   10.26  resolver dies: exit-code 2
+   10.27  resolver starts
+   10.30  resolver dies: exit-code 2
+   10.30  resolver starts
    10.33  resolver dies: exit-code 2
-   10.42  relay starts
+   10.33  resolver starts
+   10.36  resolver dies: exit-code 2
+   10.36  resolver starts
+   10.39  resolver dies: exit-code 2
+   10.39  resolver starts
+   10.42  resolver dies: exit-code 2
    10.43  resolver starts
-   10.44  relay dies: exit-code 203
-   10.44  resolver dies: exit-code 2
-   10.54  resolver starts
+   10.46  resolver dies: exit-code 2
+   10.46  resolver starts
+   10.49  resolver dies: exit-code 2
+   10.49  resolver starts
+   10.52  resolver dies: exit-code 2
+   10.52  resolver starts
    10.55  resolver dies: exit-code 2
+   10.55  resolver starts
+   10.58  resolver dies: exit-code 2
+   10.59  resolver starts
+   10.62  resolver dies: exit-code 2
+   10.62  resolver starts
+   10.65  resolver dies: exit-code 2
    10.65  resolver starts
-   10.66  resolver dies: exit-code 2
-   10.76  resolver starts
-   10.77  resolver dies: exit-code 2
+   10.68  resolver dies: exit-code 2
+   10.68  resolver starts
+   10.71  resolver dies: exit-code 2
+   10.71  resolver starts
+   10.74  resolver dies: exit-code 2
+   10.75  resolver starts
+   10.78  resolver dies: exit-code 2
+   10.78  resolver starts
+   10.81  resolver dies: exit-code 2
+   10.81  resolver starts
+   10.84  resolver dies: exit-code 2
+   10.84  resolver starts
+   10.87  resolver dies: exit-code 2
    10.87  resolver starts
-   10.88  resolver dies: exit-code 2
-   10.98  resolver starts
-   10.99  resolver dies: exit-code 2
-   11.09  resolver starts
-   11.10  resolver dies: exit-code 2
-   11.20  resolver starts
-   11.21  resolver dies: exit-code 2
-   11.31  resolver starts
-   11.32  resolver dies: exit-code 2
-   11.42  resolver starts
-   11.43  resolver dies: exit-code 2
-   11.44  relay starts
-   11.45  relay dies: exit-code 203
-   11.53  resolver starts
-   11.54  resolver dies: exit-code 2
-   11.64  resolver starts
-   11.65  resolver dies: exit-code 2
-   11.75  resolver starts
-   11.76  resolver dies: exit-code 2
-   11.86  resolver starts
-   11.87  resolver dies: exit-code 2
-   11.97  resolver starts
-   11.98  resolver dies: exit-code 2
-   state  since 0.32: exit-code 2; 1 tries, next 30.37
+   10.90  resolver dies: exit-code 2
+   10.91  resolver starts
+   10.94  resolver dies: exit-code 2
+   10.94  resolver starts
+   10.97  resolver dies: exit-code 2
+   10.97  resolver starts
+   11.00  resolver dies: exit-code 2
+   11.00  resolver starts
+   11.03  resolver dies: exit-code 2
+   11.03  resolver is started too often, and the sockets are closed
+   11.03  resolver has failed
+   11.03  the sockets are made
+   11.03  relay starts
+   11.05  relay dies: exit-code 203
+   state  since 0.07: exit-code 2; 1 tries, next 30.11
 `)
 		n.relay.does(relays)
 		after(2 * time.Second)
 		n.expect(`
-   12.08  resolver starts
-   12.09  resolver dies: exit-code 2
-   12.19  resolver starts
-   12.20  resolver dies: exit-code 2
-   12.30  resolver starts
-   12.31  resolver dies: exit-code 2
-   12.41  resolver starts
-   12.42  resolver dies: exit-code 2
-   12.45  relay starts
-   12.48  relay is ready
-   12.51  guard: stop the resolver
-   12.51  resolver is stopped
-   state  since 0.32: exit-code 2; 1 tries, next 30.37
+   12.05  relay starts
+   12.08  relay is ready
+   state  since 0.07: exit-code 2; 1 tries, next 30.11
 `)
 	})
 	on(t, func(n *node) { // and one that comes to itself is left alone
@@ -664,40 +705,42 @@ func TestTheResolverIsNotStoppedWhileThereIsNoRelay(t *testing.T) {
 		n.relay.does(life{end: 15 * time.Millisecond, result: "exit-code", status: 203})
 		n.resolver.does(fails)
 		n.resolver.kill()
-		after(time.Second)
+		after(300 * time.Millisecond)
 		n.resolver.does(serves)
 		after(10 * time.Second)
 		n.expect(`
     0.00  resolver dies: signal 9
+    0.00  resolver starts
+    0.03  resolver dies: exit-code 2
+    0.03  resolver starts
+    0.06  resolver dies: exit-code 2
+    0.07  resolver starts
+    0.07  guard: start the relay
+    0.07  relay starts
+    0.09  relay dies: exit-code 203
+    0.10  resolver dies: exit-code 2
     0.10  resolver starts
-    0.11  resolver dies: exit-code 2
-    0.21  resolver starts
+    0.13  resolver dies: exit-code 2
+    0.13  resolver starts
+    0.16  resolver dies: exit-code 2
+    0.16  resolver starts
+    0.19  resolver dies: exit-code 2
+    0.19  resolver starts
     0.22  resolver dies: exit-code 2
+    0.23  resolver starts
+    0.26  resolver dies: exit-code 2
+    0.26  resolver starts
+    0.29  resolver dies: exit-code 2
+    0.29  resolver starts
+    0.32  resolver dies: exit-code 2
     0.32  resolver starts
-    0.32  guard: start the relay
-    0.32  relay starts
-    0.33  resolver dies: exit-code 2
-    0.34  relay dies: exit-code 203
-    0.43  resolver starts
-    0.44  resolver dies: exit-code 2
-    0.54  resolver starts
-    0.55  resolver dies: exit-code 2
-    0.65  resolver starts
-    0.66  resolver dies: exit-code 2
-    0.76  resolver starts
-    0.77  resolver dies: exit-code 2
-    0.87  resolver starts
-    0.88  resolver dies: exit-code 2
-    0.98  resolver starts
-    0.99  resolver dies: exit-code 2
-    1.09  resolver starts
-    1.11  resolver is ready
-    1.33  relay starts
-    1.35  relay dies: exit-code 203
-    2.35  relay starts
-    2.37  relay dies: exit-code 203
-    3.11  guard: stop the relay
-    3.11  relay is stopped
+    0.34  resolver is ready
+    1.09  relay starts
+    1.10  relay dies: exit-code 203
+    2.10  relay starts
+    2.12  relay dies: exit-code 203
+    2.34  guard: stop the relay
+    2.34  relay is stopped
 `)
 	})
 }
@@ -714,10 +757,10 @@ func TestARelayThatIsGoneIsStartedAgain(t *testing.T) {
 		n.expect(`
     5.00  relay is stopped by hand
     5.04  relay is stopped
-    5.05  guard: start the relay
-    5.05  relay starts
-    5.08  relay is ready
-   state  since 0.32: exit-code 2; 0 tries, next 10.32
+    5.04  guard: start the relay
+    5.04  relay starts
+    5.07  relay is ready
+   state  since 0.07: exit-code 2; 0 tries, next 10.07
 `)
 	})
 }
@@ -735,11 +778,11 @@ func TestSocketsThatSystemdHasClosedAreMadeAgain(t *testing.T) {
 		n.expect(`
     5.00  relay is stopped by hand
     5.04  relay is stopped
-    5.05  guard: start the socket
-    5.05  guard: start the relay
-    5.05  relay starts
-    5.08  relay is ready
-   state  since 0.15: exit-code 1; 0 tries, next 10.15
+    5.04  guard: start the socket
+    5.04  guard: start the relay
+    5.04  relay starts
+    5.07  relay is ready
+   state  since 0.03: exit-code 1; 0 tries, next 10.03
 `)
 	})
 	on(t, func(n *node) { // under a relay that goes on with those that it has
@@ -752,17 +795,17 @@ func TestSocketsThatSystemdHasClosedAreMadeAgain(t *testing.T) {
 		n.set(func() { n.socket.Active = "failed" })
 		after(10 * time.Second)
 		n.expect(`
-   10.15  guard: stop the relay
-   10.19  relay is stopped
-   10.20  guard: start the socket
-   10.20  guard: start the relay
-   10.20  relay starts
-   10.20  guard: start the resolver
-   10.20  resolver starts
-   10.22  resolver is ready
-   10.23  relay is ready
-   12.22  guard: stop the relay
-   12.26  relay is stopped
+   10.03  guard: stop the relay
+   10.07  relay is stopped
+   10.07  guard: start the socket
+   10.07  guard: start the relay
+   10.07  relay starts
+   10.07  guard: start the resolver
+   10.07  resolver starts
+   10.09  resolver is ready
+   10.10  relay is ready
+   12.09  guard: stop the relay
+   12.12  relay is stopped
 `)
 	})
 }
@@ -776,13 +819,13 @@ func TestAJobThatSystemdRefusesIsAskedForAgain(t *testing.T) {
 		after(20 * time.Second)
 		n.expect(`
     0.00  resolver dies: signal 9
-    0.10  resolver starts
-    0.11  resolver dies: exit-code 1
-    0.11  resolver has failed
-    0.11  relay starts
-    0.14  relay is ready
-   10.15  guard: start the resolver
-   state  since 0.15: systemd has not started it; 1 tries, next 32.15
+    0.00  resolver starts
+    0.03  resolver dies: exit-code 1
+    0.03  resolver has failed
+    0.03  relay starts
+    0.07  relay is ready
+   10.03  guard: start the resolver
+   state  since 0.03: systemd has not started it; 1 tries, next 32.03
 `)
 		n.saying(`
 level=WARN msg="the resolver has failed: the relay takes its place" why="exit-code 1" hint="journalctl -u nodelocaldns says why"
@@ -800,18 +843,18 @@ level=WARN msg="the resolver has failed again" why="systemd has not started it" 
 		n.set(func() { n.socket.Active, n.refuse = "failed", map[Action]bool{StartSocket: true} })
 		after(20 * time.Second)
 		n.expect(`
-   10.15  guard: stop the relay
-   10.19  relay is stopped
-   10.20  guard: start the socket
-   10.20  guard: start the relay
-   10.20  relay starts
-   10.20  guard: start the resolver
-   10.20  resolver starts
-   10.21  resolver dies: exit-code 1
-   10.21  resolver has failed
-   10.21  the sockets are made
-   10.23  relay is ready
-   state  since 0.15: exit-code 1; 1 tries, next 30.25
+   10.03  guard: stop the relay
+   10.07  relay is stopped
+   10.07  guard: start the socket
+   10.07  guard: start the relay
+   10.07  relay starts
+   10.07  guard: start the resolver
+   10.07  resolver starts
+   10.10  resolver dies: exit-code 1
+   10.10  resolver has failed
+   10.10  the sockets are made
+   10.10  relay is ready
+   state  since 0.03: exit-code 1; 1 tries, next 30.10
 `)
 	})
 }
@@ -851,12 +894,12 @@ func TestWhatNobodyTellsIsSeenWithinTenSeconds(t *testing.T) {
 		after(15 * time.Second)
 		n.expect(`
     1.00  resolver dies: signal 9
-    1.10  resolver starts
-    1.11  resolver dies: exit-code 1
-    1.11  resolver has failed
-    1.11  relay starts
-    1.15  relay is ready
-   state  since 10.05: exit-code 1; 0 tries, next 20.05
+    1.00  resolver starts
+    1.03  resolver dies: exit-code 1
+    1.03  resolver has failed
+    1.03  relay starts
+    1.07  relay is ready
+   state  since 10.01: exit-code 1; 0 tries, next 20.01
 `)
 	})
 }
@@ -872,18 +915,7 @@ func TestASystemdThatDoesNotAnswerIsAskedAgain(t *testing.T) {
 		n.set(func() { n.deaf = false })
 		after(2 * time.Second)
 		n.expect(`
-    1.09  resolver starts
-    1.10  resolver dies: exit-code 2
-    1.20  resolver starts
-    1.21  resolver dies: exit-code 2
-    1.31  resolver starts
-    1.31  guard: start the relay
-    1.31  relay starts
-    1.32  resolver dies: exit-code 2
-    1.34  relay is ready
-    1.36  guard: stop the resolver
-    1.36  resolver is stopped
-   state  since 1.31: exit-code 2; 0 tries, next 11.31
+   state  since 2.00: exit-code 2; 0 tries, next 12.00
 `)
 		n.saying(`
 level=WARN msg="the resolver's unit is not seen" error="systemd does not answer"
@@ -906,10 +938,13 @@ level=WARN msg="nothing stands by for the resolver" why="nodelocaldns.service is
 		n.set(func() { n.load = "loaded" })
 		after(11 * time.Second)
 		n.expect(`
-   state  since 3602.35: exit-code 2; 0 tries, next 3612.35
+ 3611.00  guard: start the resolver
+ 3611.00  resolver starts
+   state  since 3601.00: exit-code 2; 1 tries, next under way
 `)
 		n.saying(`
 level=WARN msg="the resolver has failed: the relay takes its place" why="exit-code 2" hint="journalctl -u nodelocaldns says why"
+level=INFO msg="trying the resolver again" try=1
 `)
 	})
 }
@@ -924,7 +959,7 @@ func TestNothingIsDoneAfterARollback(t *testing.T) {
 		n.happened()
 		after(20 * time.Second)
 		n.expect(`
-   state  since 0.32: exit-code 2; 0 tries, next 10.32
+   state  since 0.07: exit-code 2; 0 tries, next 10.07
 `)
 		n.set(func() { n.off, n.offErr = true, nil })
 		after(time.Hour)
