@@ -139,7 +139,7 @@ func TestAResolverKilledForItsMemoryAnswersWhatWaited(t *testing.T) {
 		})
 		flood.stop()
 		m.in(t, resolver, 5*time.Second, "active")
-		time.Sleep(time.Second)
+		time.Sleep(between)
 	}
 	s := l.stop().Summary(nil)
 	if n := killed() - had; n != kills {
