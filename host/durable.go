@@ -369,7 +369,7 @@ func (n *Durable) plan(recs []engine.Record) ([]engine.Item, error) {
 		if err != nil {
 			return nil, err
 		}
-		s, err := n.unit(files, saved(recs, unit.StepName))
+		s, err := n.unit(files, recs)
 		if err != nil {
 			return nil, err
 		}
@@ -391,14 +391,15 @@ func (n *Durable) undoer(r engine.Record) (step.Step, error) {
 	case kubelet.StepName:
 		return n.kubelet(kubelet.Want{}, r.Saved)
 	case unit.StepName:
-		return n.unit(nil, r.Saved)
+		return n.unit(nil, []engine.Record{r})
 	}
 	return nil, nil
 }
 
-func (n *Durable) unit(files []units.File, held step.Saved) (*unit.Step, error) {
+func (n *Durable) unit(files []units.File, recs []engine.Record) (*unit.Step, error) {
 	return unit.New(unit.Config{
-		Tree: n.deps.Node.Tree, Files: n.files, Systemd: n.deps.Systemd, Units: files, Self: n.deps.Self, Held: held,
+		Tree: n.deps.Node.Tree, Files: n.files, Systemd: n.deps.Systemd, Units: files, Self: n.deps.Self, Held: saved(recs, unit.StepName),
+		Unfinished: slices.ContainsFunc(recs, func(r engine.Record) bool { return r.Name == unit.StepName && !r.Done }),
 	})
 }
 

@@ -92,9 +92,10 @@ type Settings struct {
 // several directories for each kind: in a package it is /usr/lib/Dir/Name, an
 // administrator's is /etc/Dir/Name, and the latter replaces the former.
 type File struct {
-	Dir      string // UnitDir, modules-load.d, …
-	Name     string // such as nodelocaldns.service
-	Content  []byte
+	Dir      string   // UnitDir, modules-load.d, …
+	Name     string   // such as nodelocaldns.service
+	Content  []byte   // for the node
+	Plain    []byte   // for a node whose configuration says nothing: as a package installs it
 	WantedBy string   // the target that starts a unit at boot, "" for none
 	Readers  []string // the programs that read it: of use where one of them is, and nowhere else; none are everywhere
 	Packaged bool     // it is for packages alone
@@ -120,14 +121,14 @@ func Render(s Settings) ([]File, error) {
 		if err != nil {
 			return nil, err // not reached: it is embedded
 		}
-		out = append(out, File{Dir: UnitDir, Name: name, Content: s.render(name, text), WantedBy: wantedBy(text)})
+		out = append(out, File{Dir: UnitDir, Name: name, Content: s.render(name, text), Plain: text, WantedBy: wantedBy(text)})
 	}
 	for _, f := range others {
 		text, err := files.ReadFile(path.Join("lib", f.Dir, f.Name))
 		if err != nil {
 			return nil, err // as above
 		}
-		f.Content = s.render(f.Name, text)
+		f.Content, f.Plain = s.render(f.Name, text), text
 		out = append(out, f)
 	}
 	return out, nil

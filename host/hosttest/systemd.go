@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"hash/fnv"
 	"maps"
+	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -22,8 +24,9 @@ type service struct {
 }
 
 // Systemd is the node's, above its Files. It reads unit files of the
-// directories of the administrator and of packages, and nothing in them. It
-// has started nothing, and makes no sockets for a service that runs.
+// directories of the administrator and of packages, with the administrator's drop-ins,
+// and nothing in them. It has started nothing, and makes no sockets for a service
+// that runs.
 //
 // fail are units whose start fails, with the result.
 func (n *Node) Systemd(fail map[string]string) hostunit.Systemd {
@@ -40,12 +43,22 @@ type manager struct {
 	fail map[string]string
 }
 
-// file is the file of a unit as it is now, nil for none.
+// file is the file of a unit as it is now, and its drop-ins, nil for none.
 func (n *Node) file(name string) []byte {
-	for _, dir := range []string{"/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"} {
-		if data, err := fsys.Tree(n.root).ReadFile(path.Join(dir, name)); err == nil {
-			return data
+	const etc = "/etc/systemd/system"
+	tree := fsys.Tree(n.root)
+	for _, dir := range []string{etc, "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"} {
+		data, err := tree.ReadFile(path.Join(dir, name))
+		if err != nil {
+			continue
 		}
+		dropIns, _ := filepath.Glob(tree.Path(path.Join(etc, name+".d", "*.conf"))) // the pattern is a good one
+		for _, file := range dropIns {
+			if more, err := os.ReadFile(file); err == nil {
+				data = append(data, more...)
+			}
+		}
+		return data
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package unit
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,9 @@ const etc = "/etc/" + units.UnitDir
 // packages have their units in it.
 var elsewhere = []string{"/run", "/usr/local/lib", "/usr/lib", "/lib"}
 
+// dropInOf is our drop-in for a unit.
+func dropInOf(name string) string { return path.Join(etc, name+".d", units.DropInName) }
+
 // A file is one that is to be written.
 type file struct {
 	name string
@@ -39,16 +43,19 @@ type plan struct {
 	dirs    []string // to be made, outermost first
 	files   []file
 	links   []link
+	remove  []string // files of ours
 	reload  bool
 	start   []string
 	restart []string
+	anew    bool // the sockets
 
-	answering []string // of resolver and relay, what runs or is about to
-	states    map[string]Status
+	states map[string]Status
 
 	why     []string // one reason each; nothing is to be done without one
 	brought string   // the directory of the files, where they are not ours
+	fitted  bool     // by drop-ins of ours
 	shadows bool     // they are ours, and a package has brought some too
+	before  before
 	after   after
 }
 
@@ -58,11 +65,15 @@ func (p *plan) because(format string, args ...any) {
 
 // whence says who has brought the units.
 func (p *plan) whence() string {
+	by := ""
+	if p.fitted {
+		by = ", with drop-ins of ours for the configuration"
+	}
 	switch {
 	case p.brought == etc:
-		return "somebody's own in " + etc
+		return "somebody's own in " + etc + by
 	case p.brought != "":
-		return "of a package in " + p.brought
+		return "of a package in " + p.brought + by
 	case p.shadows:
 		return "installed from this program, over those of a package"
 	}
@@ -85,6 +96,9 @@ func (s *Step) plan(ctx context.Context) (plan, error) {
 		return p, err
 	}
 	if err := s.planLinks(&p, found); err != nil {
+		return p, err
+	}
+	if err := s.planDropIns(&p, found); err != nil {
 		return p, err
 	}
 	_, dirs, _, started := s.held.all()
@@ -127,7 +141,13 @@ type found struct {
 	ours bool   // we wrote it
 
 	packaged string // a file elsewhere, which need not be the one that counts
+
+	says []byte // of a unit that somebody else has brought
+	drop file   // ours for it: what is there of ours, and what is to be
 }
+
+// theirs says that somebody else has brought the file.
+func (u found) theirs() bool { return u.at != "" && !u.ours }
 
 // label is the file in words: units have their names to themselves.
 func (u found) label() string {
@@ -148,6 +168,9 @@ func (s *Step) find() ([]found, error) {
 			continue
 		}
 		u, err := s.findFile(f)
+		if err == nil && f.Unit() {
+			err = s.findDropIn(&u)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -241,6 +264,39 @@ func (s *Step) findFile(f units.File) (found, error) {
 	return u, nil
 }
 
+// findDropIn finds out what is there by the name of our drop-in for a unit, and
+// what is to be. Who has a file of that name has decided.
+func (s *Step) findDropIn(u *found) error {
+	u.drop.name = dropInOf(u.Name)
+	if u.theirs() {
+		text, err := s.cfg.Tree.ReadFile(u.at)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // a link that leads nowhere
+			return err
+		}
+		u.says, u.drop.now = text, u.DropIn(text)
+	}
+	switch kind, err := s.kindOf(u.drop.name); {
+	case err != nil || kind == isNothing:
+		return err
+	case kind != isFile:
+		u.drop.now = nil
+		return nil
+	}
+	data, err := s.cfg.Tree.ReadFile(u.drop.name)
+	if err != nil {
+		return err
+	}
+	switch this, any := s.held.wrote(u.drop.name, data); {
+	case this:
+		u.drop.was = data
+	case any:
+		return refuse("put the edit into a drop-in of another name (systemctl edit "+u.Name+") and delete the file; "+keepHint, "%s changed since we wrote it", u.drop.name)
+	default:
+		u.drop.now = nil
+	}
+	return nil
+}
+
 func masked(name string) error {
 	return refuse("somebody does not want it to run; systemctl unmask "+path.Base(name)+" if that is over", "%s masks our unit", name)
 }
@@ -311,6 +367,47 @@ func (s *Step) planFiles(p *plan, all []found) error {
 		p.because("%s: written by another version, or for another configuration", strings.Join(changed, ", "))
 	}
 	return nil
+}
+
+// planDropIns plans our drop-ins. Their directories stay until Undo, where one is
+// no longer needed.
+func (s *Step) planDropIns(p *plan, all []found) error {
+	var other []string
+	for _, u := range all {
+		d := u.drop
+		if u.Name == units.Socket && u.Unit() && (!u.theirs() || d.now != nil) {
+			p.after.Listen = u.listens(u.Content, d.now)
+		}
+		if d.now != nil {
+			p.fitted = true
+			p.after.Files[d.name] = sum(d.now)
+		}
+		switch {
+		case bytes.Equal(d.was, d.now):
+			continue
+		case d.now == nil:
+			p.remove = append(p.remove, d.name)
+		default:
+			p.files = append(p.files, d)
+			if err := s.needDir(p, path.Dir(d.name)); err != nil {
+				return err
+			}
+		}
+		other = append(other, u.Name)
+	}
+	if len(other) > 0 {
+		p.because("%s: not as the configuration has it", strings.Join(other, ", "))
+	}
+	return nil
+}
+
+// listens is where a socket unit listens, with the content that it has where it
+// is ours.
+func (u found) listens(content, dropIn []byte) string {
+	if u.theirs() {
+		content = u.says
+	}
+	return units.Listens(content, dropIn)
 }
 
 // planLinks plans the links that enable the units.
@@ -386,7 +483,7 @@ func (s *Step) planStates(ctx context.Context, p *plan, all []found) error {
 	p.states = map[string]Status{}
 	p.reload = len(p.links) > 0
 	for _, u := range all {
-		written := slices.ContainsFunc(p.files, func(f file) bool { return f.name == u.name })
+		written := slices.ContainsFunc(p.files, func(f file) bool { return f.name == u.name }) || !bytes.Equal(u.drop.was, u.drop.now)
 		if !u.Unit() {
 			// Nobody has to read it now. systemd-networkd may manage our interface
 			// already, and leaves it alone until it is reloaded (seen with 252), which
@@ -399,6 +496,9 @@ func (s *Step) planStates(ctx context.Context, p *plan, all []found) error {
 			return err
 		}
 		p.states[u.Name] = st
+		if u.theirs() && st.running() {
+			p.before.Ran = append(p.before.Ran, u.Name)
+		}
 		if !written && (st.Stale || st.Load == "not-found") {
 			p.reload = true
 			p.because("systemd has not read %s yet", u.at)
@@ -406,16 +506,25 @@ func (s *Step) planStates(ctx context.Context, p *plan, all []found) error {
 		if u.Name == units.Kubelet || u.Name == units.Resume {
 			continue // they are for the boot
 		}
-		older := written || s.held.unsure(u.name) && !s.restarted
-		if written && u.data != nil && u.Name == units.Socket && st.running() {
-			p.because("the sockets stay as they are until the node starts again")
+		unsure := func(told func(after) string) bool { return !s.restarted && s.held.unsure(u.theirs(), told) }
+		older := written || unsure(func(a after) string { return a.Files[u.name] + a.Files[u.drop.name] })
+		if u.Name == units.Socket && st.running() && (u.ours || u.theirs()) {
+			p.anew = u.listens(u.data, u.drop.was) != u.listens(u.Content, u.drop.now) || unsure(func(a after) string { return a.Listen })
+			switch {
+			case p.anew:
+				p.because("the sockets are made anew, for other addresses: nobody answers for about a tenth of a second")
+			case written && u.data != nil:
+				p.because("the sockets stay as they are until the node starts again")
+			}
 		}
 		switch {
 		case u.Name == units.Relay && !st.running():
 			// For when the resolver is not there: its sockets and guard start it.
 		case !st.running():
 			p.start = append(p.start, u.Name)
-			p.after.Started = append(p.after.Started, u.Name)
+			if !slices.Contains(s.held.ran, u.Name) { // else it stands still because of us
+				p.after.Started = append(p.after.Started, u.Name)
+			}
 			if !written {
 				p.because("%s is %s", u.Name, st)
 			}
@@ -424,9 +533,6 @@ func (s *Step) planStates(ctx context.Context, p *plan, all []found) error {
 			if !written {
 				p.because("%s may run by an older file", u.Name)
 			}
-		}
-		if (u.Name == units.Resolver || u.Name == units.Relay) && (st.running() || st.Active == "activating") {
-			p.answering = append(p.answering, u.Name)
 		}
 	}
 	return nil
@@ -445,7 +551,7 @@ func (s Status) String() string {
 func (p *plan) diff() string {
 	var out strings.Builder
 	for _, f := range p.files {
-		if f.was == nil {
+		if f.was == nil && path.Base(f.name) != units.DropInName {
 			out.WriteString("+ " + f.name + "\n")
 			continue
 		}
@@ -457,10 +563,13 @@ func (p *plan) diff() string {
 			}
 		}
 		for _, l := range now {
-			if !slices.Contains(old, l) {
+			if l != "" && !slices.Contains(old, l) {
 				fmt.Fprintf(&out, "+ %s: %s\n", label, l)
 			}
 		}
+	}
+	for _, name := range p.remove {
+		out.WriteString("- " + name + "\n")
 	}
 	for _, l := range p.links {
 		fmt.Fprintf(&out, "+ %s -> %s\n", l.name, l.target)
@@ -469,7 +578,7 @@ func (p *plan) diff() string {
 		switch st := p.states[name]; {
 		case slices.Contains(p.start, name):
 			fmt.Fprintf(&out, "- %s %s\n+ %s active\n", name, st, name)
-		case slices.Contains(p.restart, name):
+		case slices.Contains(p.restart, name), p.anew && (name == units.Socket || name == units.Resolver):
 			fmt.Fprintf(&out, "+ %s restarted\n", name)
 		}
 	}

@@ -73,18 +73,25 @@ type Config struct {
 
 	// Held is what the record of the step says, the zero value without one.
 	Held step.Saved
+
+	// Unfinished says that the record is of an apply that was not seen to have
+	// worked: it may have been cut off.
+	Unfinished bool
 }
 
 // A Step is our units: installed from this program where nobody has brought
 // them, enabled, and, but for those that run once at boot and the relay, started.
 // Files that keep others from our interface, and load modules at boot, come with
 // them, each where nobody has brought it and somebody reads it. Files that somebody
-// else has brought are never written.
+// else has brought are never written: where the configuration wants a unit of theirs
+// otherwise, a drop-in of ours says so, below /etc because the sockets of a boot are
+// made before anything of ours runs that could write below /run.
 //
-// When it replaces a unit file, the resolver and guard are restarted, which
-// costs no query: they wait in the sockets. The sockets are not, which would:
-// other addresses count from the next boot on in the socket unit, and at once
-// in the resolver, which makes what it was not given.
+// When it replaces a file, the resolver and guard are restarted, which costs no
+// query: they wait in the sockets. The sockets are only made anew where their
+// addresses change, which costs what comes in the meantime, and what the old ones
+// hold: of a socket unit that is active systemd closes and opens none, and what
+// the resolver binds itself dies with it.
 type Step struct {
 	cfg  Config
 	held held
@@ -100,25 +107,34 @@ func New(cfg Config) (*Step, error) {
 	if err != nil {
 		return nil, err
 	}
+	h.unfinished = cfg.Unfinished
 	return &Step{cfg: cfg, held: h}, nil
 }
 
 // Name is step.Step.
 func (s *Step) Name() string { return StepName }
 
-// An after is what we may have left. There is no more to say of before than
-// that none of it was there: what was there is not touched.
+// A before is what was there. There is no more to say of files than that none of
+// ours was there: what was there is not touched.
+type before struct {
+	Ran []string `json:"ran,omitempty"` // units that somebody else has brought
+}
+
+// An after is what we may have left.
 type after struct {
-	Files   map[string]string `json:"files,omitempty"` // name → sha256
-	Links   map[string]string `json:"links,omitempty"` // name → target
+	Files   map[string]string `json:"files,omitempty"`  // name → sha256
+	Listen  string            `json:"listen,omitempty"` // where the sockets are
+	Links   map[string]string `json:"links,omitempty"`  // name → target
 	Dirs    []string          `json:"dirs,omitempty"`
 	Started []string          `json:"started,omitempty"` // units that did not run
 }
 
 // held is the record.
 type held struct {
-	open  bool
-	after []after
+	open       bool
+	unfinished bool
+	ran        []string // before us
+	after      []after
 }
 
 func parseSaved(s step.Saved) (held, error) {
@@ -127,6 +143,11 @@ func parseSaved(s step.Saved) (held, error) {
 		return h, nil
 	}
 	h.open = true
+	var b before
+	if err := json.Unmarshal(s.Before, &b); err != nil {
+		return h, fmt.Errorf("reading the record of %s: %w", StepName, err)
+	}
+	h.ran = b.Ran
 	for _, text := range s.After {
 		var a after
 		if err := json.Unmarshal(text, &a); err != nil {
@@ -152,17 +173,20 @@ func (h held) linked(name, target string) bool {
 	return slices.ContainsFunc(h.after, func(a after) bool { return target != "" && a.Links[name] == target })
 }
 
-// unsure says that more than one content may have been left by that name: the
-// run that replaced it was cut off, and what runs may run by the older one.
-func (h held) unsure(name string) bool {
-	var sums []string
+// unsure says that what is told of each state that we may have left is not always
+// the same: the run that changed it was cut off, and what runs may run by the older
+// one. With before, what was there before us may run too, of which there is nothing
+// to be told.
+func (h held) unsure(before bool, told func(after) string) bool {
+	var all []string
 	for _, a := range h.after {
-		if sum, ok := a.Files[name]; ok {
-			sums = append(sums, sum)
-		}
+		all = append(all, told(a))
 	}
-	slices.Sort(sums)
-	return len(slices.Compact(sums)) > 1
+	if before && h.unfinished && len(all) == 1 { // our first
+		all = append(all, "")
+	}
+	slices.Sort(all)
+	return len(slices.Compact(all)) > 1
 }
 
 // all is everything we may have left.
@@ -202,7 +226,10 @@ func (s *Step) Check(ctx context.Context) (step.Finding, error) {
 	if len(p.why) == 0 {
 		return step.Finding{Why: p.whence() + s.running()}, nil
 	}
-	out := step.Finding{State: step.Pending, Why: strings.Join(p.why, "; "), Diff: p.diff(), Before: json.RawMessage("{}")}
+	out := step.Finding{State: step.Pending, Why: strings.Join(p.why, "; "), Diff: p.diff()}
+	if out.Before, err = json.Marshal(p.before); err != nil {
+		return out, err
+	}
 	out.After, err = json.Marshal(p.after)
 	return out, err
 }
@@ -247,19 +274,23 @@ func (s *Step) Apply(ctx context.Context) error {
 			return fmt.Errorf("reloading systemd: %w", err)
 		}
 	}
-	start := p.start
+	start, restart := p.start, p.restart
+	if p.anew {
+		start = append(slices.Clone(start), units.Socket)
+	}
 	if slices.Contains(start, units.Socket) {
-		// systemd makes no sockets where somebody has made their own already.
-		for _, name := range p.answering {
-			if err := sd.Stop(ctx, name); err != nil {
-				return failed("stopping", name, err)
-			}
-		}
 		start = append(slices.Clone(start), units.Resolver)
+		restart = slices.DeleteFunc(slices.Clone(restart), func(name string) bool { return name == units.Relay })
 	}
 	for _, name := range units.Names {
 		switch {
 		case slices.Contains(start, name):
+			if name == units.Socket {
+				// systemd makes no sockets where somebody has made their own already.
+				if err := s.stop(ctx, answering); err != nil {
+					return err
+				}
+			}
 			// It may have failed so often that systemd starts it no more.
 			if err := sd.ResetFailed(ctx, name); err != nil {
 				return fmt.Errorf("starting %s: %w", name, err)
@@ -267,7 +298,7 @@ func (s *Step) Apply(ctx context.Context) error {
 			if err := sd.Start(ctx, name); err != nil {
 				return failed("starting", name, err)
 			}
-		case slices.Contains(p.restart, name):
+		case slices.Contains(restart, name):
 			if err := sd.Restart(ctx, name); err != nil {
 				return failed("restarting", name, err)
 			}
@@ -311,6 +342,11 @@ func (s *Step) write(p plan) error {
 			return back(l.name, err)
 		}
 		made = append(made, l.name)
+	}
+	for _, name := range p.remove {
+		if err := errors.Join(s.removeOne(fsys.Temporary(name)), s.removeOne(name)); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -378,7 +414,43 @@ func (s *Step) Undo(ctx context.Context, saved step.Saved) error {
 			return err
 		}
 	}
-	return s.forget(ctx, stop)
+	if err := s.forget(ctx, stop); err != nil {
+		return err
+	}
+	return s.unfit(ctx, h, files, stop)
+}
+
+// unfit has what ran before us run as it did, by what somebody else has brought and
+// no drop-in of ours, if it has not been stopped.
+func (s *Step) unfit(ctx context.Context, h held, files, stopped []string) error {
+	sd := s.cfg.Systemd
+	if sd == nil {
+		return nil
+	}
+	sockets := slices.Contains(files, dropInOf(units.Socket)) && slices.Contains(h.ran, units.Socket) && !slices.Contains(stopped, units.Socket)
+	if sockets { // which a run that was cut off may have stopped
+		if err := s.stop(ctx, answering); err != nil {
+			return err
+		}
+		if err := sd.Start(ctx, units.Socket); err != nil {
+			return failed("starting", units.Socket, err)
+		}
+	}
+	for _, name := range []string{units.Resolver, units.Relay, units.Guard} {
+		if !slices.Contains(h.ran, name) || slices.Contains(stopped, name) || name == s.cfg.Self {
+			continue
+		}
+		st, err := sd.Status(ctx, name)
+		if err != nil {
+			return err
+		}
+		if st.running() && slices.Contains(files, dropInOf(name)) || sockets && name == units.Resolver {
+			if err := sd.Restart(ctx, name); err != nil {
+				return failed("restarting", name, err)
+			}
+		}
+	}
+	return nil
 }
 
 // intact is an error if the file is there and not as we wrote it.
@@ -402,6 +474,10 @@ func (s *Step) intact(h held, name string) error {
 	}
 	return nil
 }
+
+// answering are those who answer queries, and who starts them for one. While one of
+// them has a socket of its own making at an address, systemd makes none there.
+var answering = []string{units.Socket, units.Resolver, units.Relay}
 
 // stopOrder is that in which units stop: the socket first, which would start the
 // relay for the next query; guard last.

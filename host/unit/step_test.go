@@ -94,7 +94,7 @@ func (n *node) step(t testing.TB, files []units.File) *unit.Step {
 	t.Helper()
 	c := unit.Config{Tree: fsys.Tree(n.root), Files: n.files, Systemd: n.systemd, Units: files, Self: n.self}
 	for _, r := range n.j.Records {
-		c.Held = r.Saved
+		c.Held, c.Unfinished = r.Saved, !r.Done
 	}
 	s, err := unit.New(c)
 	if err != nil {
