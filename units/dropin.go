@@ -25,6 +25,7 @@ var (
 		{"Unit", []string{"Before=", "After="}, "", true},
 		listens,
 		{"Service", []string{"ExecStart="}, "ExecStart=", false},
+		{"Service", []string{"BindReadOnlyPaths="}, "", true},
 		{"Service", []string{"Environment=GOMEMLIMIT="}, "", false},
 		{"Service", []string{"MemoryMax="}, "", false},
 	}

@@ -61,6 +61,7 @@ const (
 	device  = "nodelocaldns0"
 	before  = "Before=kubelet.service "
 	behind  = "After=kubelet.service "
+	sees    = "BindReadOnlyPaths=/run:" // the last of what the resolver sees
 )
 
 // Memory of the resolver beyond its cache: what it uses without one under a
@@ -159,6 +160,8 @@ func (s Settings) render(name string, text []byte) []byte {
 			out.WriteString(line + "Before=" + s.Kubelet + "\n")
 		case strings.HasPrefix(line, behind) && s.elsewhere(line):
 			out.WriteString(line + "After=" + s.Kubelet + "\n")
+		case strings.HasPrefix(line, sees) && s.unseen() != "":
+			out.WriteString(line + "BindReadOnlyPaths=-" + s.unseen() + "\n")
 		default:
 			out.WriteString(line)
 		}
@@ -170,6 +173,19 @@ func (s Settings) render(name string, text []byte) []byte {
 func (s Settings) elsewhere(line string) bool {
 	_, names, _ := strings.Cut(line, "=")
 	return s.Kubelet != "" && !slices.Contains(strings.Fields(names), s.Kubelet)
+}
+
+// unseen is what the resolver must also see for its configuration: the directory, for
+// the file may be replaced; "" where it sees it anyway.
+func (s Settings) unseen() string {
+	dir := path.Dir(s.Config)
+	switch {
+	case s.Config == "" || strings.HasPrefix(s.Config, "/etc/") || strings.HasPrefix(s.Config, "/run/"):
+		return ""
+	case dir == "/":
+		dir = s.Config
+	}
+	return strings.ReplaceAll(dir, ":", `\:`)
 }
 
 func (s Settings) memory() int64 { return baseBytes + 2*s.CacheBytes }

@@ -116,6 +116,36 @@ systemd/system-preset/90-nodelocaldns.preset, packaged true, read by []
 	}
 }
 
+// The resolver has a root of its own, with little in it.
+func TestTheResolverSeesItsConfigurationWhereverThatIs(t *testing.T) {
+	for config, want := range map[string]string{
+		"":                              "",
+		"/etc/dns.yaml":                 "",
+		"/run/dns/dns.yaml":             "",
+		"/var/lib/rancher/etc/dns.yaml": "BindReadOnlyPaths=-/var/lib/rancher/etc\n",
+		"/opt/a:b/dns.yaml":             "BindReadOnlyPaths=-/opt/a\\:b\n",
+		"/dns.yaml":                     "BindReadOnlyPaths=-/dns.yaml\n",
+	} {
+		for _, f := range render(t, Settings{Config: config}) {
+			if f.Name != Resolver {
+				continue
+			}
+			var got string
+			for line := range strings.Lines(string(f.Content)) {
+				if strings.HasPrefix(line, "BindReadOnlyPaths=") && !strings.Contains(string(f.Plain), line) {
+					got += line
+				}
+			}
+			if got != want {
+				t.Errorf("for %q it sees also %q, want %q", config, got, want)
+			}
+			if in := string(f.DropIn(f.Plain)); !strings.HasSuffix(in, "serve\n"+want) && config != "" {
+				t.Errorf("the drop-in for %q:\n%s", config, in)
+			}
+		}
+	}
+}
+
 func TestANameThatSystemdWouldReadOtherwiseIsRefused(t *testing.T) {
 	for _, s := range []Settings{{Config: "/etc/a b"}, {Config: "/run/%i"}, {Config: "/var/$x"}, {Kubelet: "a\nb"}, {Interface: "dns*"}} {
 		if _, err := Render(s); err == nil {
