@@ -26,6 +26,7 @@ var (
 		listens,
 		{"Service", []string{"ExecStart="}, "ExecStart=", false},
 		{"Service", []string{"BindReadOnlyPaths="}, "", true},
+		{"Service", []string{"BindReadOnlyPaths="}, "", true},
 		{"Service", []string{"Environment=GOMEMLIMIT="}, "", false},
 		{"Service", []string{"MemoryMax="}, "", false},
 	}
@@ -50,12 +51,12 @@ func (f File) DropIn(says []byte) []byte {
 	var out bytes.Buffer
 	section := ""
 	for _, what := range fitting {
-		want, has := what.of(f.Content), what.of(says)
-		if slices.Equal(want, what.of(f.Plain)) || slices.Equal(want, has) {
+		want, plain, has := what.of(f.Content), what.of(f.Plain), what.of(says)
+		if slices.Equal(want, plain) || slices.Equal(want, has) {
 			continue
 		}
 		if what.adds {
-			want = slices.DeleteFunc(want, func(line string) bool { return slices.Contains(has, line) })
+			want = slices.DeleteFunc(want, func(line string) bool { return slices.Contains(has, line) || slices.Contains(plain, line) })
 		}
 		if section != what.section && len(want) > 0 {
 			section = what.section

@@ -1,10 +1,11 @@
 package units
 
 import (
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
 )
 
 func TestADropInSaysWhatTheConfigurationDoesAndTheUnitDoesNot(t *testing.T) {
@@ -53,6 +54,12 @@ ExecStart=/usr/bin/nodelocaldns --config /etc/dns.yaml serve
 Environment=GOMEMLIMIT=640MiB
 MemoryMax=896M
 `},
+		{"a configuration that the resolver does not see", Settings{Config: "/opt/dns.yaml"}, Resolver, "", header + `
+[Service]
+ExecStart=
+ExecStart=/usr/bin/nodelocaldns --config /opt/dns.yaml serve
+BindReadOnlyPaths=-/opt
+`},
 		{"another kubelet, which is one more", others, Kubelet, "", header + `
 [Unit]
 Before=our-kubelet.service
@@ -84,8 +91,8 @@ MemoryMax=320M
 					continue
 				}
 				got := f.DropIn([]byte(says))
-				if diff := cmp.Diff(tt.want, string(got)); diff != "" {
-					t.Errorf("(-want +got):\n%s", diff)
+				if string(got) != tt.want {
+					t.Errorf("got:\n%swant:\n%s", got, tt.want)
 				}
 				if again := f.DropIn(f.Content); again != nil {
 					t.Errorf("for the unit that says all of it:\n%s", again)
@@ -110,5 +117,39 @@ func TestTheLastFileThatSaysSoSaysWhereASocketListens(t *testing.T) {
 		if got := Listens(tt.files...); got != tt.want {
 			t.Errorf("%s: %q, want %q", tt.files, got, tt.want)
 		}
+	}
+}
+
+// systemd itself has nothing to say about them, and says what they do to a unit.
+func TestSystemdTakesTheDropIns(t *testing.T) {
+	analyze := tool(t, "systemd-analyze")
+	dir := t.TempDir()
+	args := []string{"verify", "--man=no"}
+	put := func(name, text string) {
+		name = filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		// The program need not be installed here.
+		text = strings.NewReplacer("ExecStart="+RelayProgram, "ExecStart=/bin/true", "ExecStart="+Program, "ExecStart=/bin/true").Replace(text)
+		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dropIns := 0
+	for _, f := range render(t, Settings{Listen: addresses("[fd00::a]:5353"), CacheBytes: 256 << 20, Kubelet: "x.service", Config: "/opt/dns.yaml"}) {
+		if !f.Unit() {
+			continue
+		}
+		put(f.Name, string(f.Plain))
+		args = append(args, filepath.Join(dir, f.Name))
+		if text := f.DropIn(f.Plain); text != nil {
+			put(filepath.Join(f.Name+".d", DropInName), string(text))
+			dropIns++
+		}
+	}
+	out, err := exec.Command(analyze, args...).CombinedOutput()
+	if err != nil || strings.Contains(string(out), "nodelocaldns") || dropIns != 5 {
+		t.Errorf("%d drop-ins: %v\n%s", dropIns, err, out)
 	}
 }

@@ -512,7 +512,7 @@ func (s *Step) planStates(ctx context.Context, p *plan, all []found) error {
 			p.anew = u.listens(u.data, u.drop.was) != u.listens(u.Content, u.drop.now) || unsure(func(a after) string { return a.Listen })
 			switch {
 			case p.anew:
-				p.because("the sockets are made anew, for other addresses: nobody answers for about a tenth of a second")
+				p.because("the sockets are made anew, for other addresses: for up to a tenth of a second queries may be lost")
 			case written && u.data != nil:
 				p.because("the sockets stay as they are until the node starts again")
 			}
