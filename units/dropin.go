@@ -26,7 +26,6 @@ var (
 		listens,
 		{"Service", []string{"ExecStart="}, "ExecStart=", false},
 		{"Service", []string{"BindReadOnlyPaths="}, "", true},
-		{"Service", []string{"BindReadOnlyPaths="}, "", true},
 		{"Service", []string{"Environment=GOMEMLIMIT="}, "", false},
 		{"Service", []string{"MemoryMax="}, "", false},
 	}
