@@ -131,7 +131,7 @@ func TestSystemdTakesTheDropIns(t *testing.T) {
 			t.Fatal(err)
 		}
 		// The program need not be installed here.
-		text = strings.NewReplacer("ExecStart="+RelayProgram, "ExecStart=/bin/true", "ExecStart="+Program, "ExecStart=/bin/true").Replace(text)
+		text = strings.NewReplacer("ExecStart="+RelayProgram, "ExecStart=/bin/true", "ExecStart="+Program, "ExecStart=/bin/true", "ExecReload="+Program, "ExecReload=/bin/true").Replace(text)
 		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}

@@ -61,7 +61,7 @@ const (
 	device  = "nodelocaldns0"
 	before  = "Before=kubelet.service "
 	behind  = "After=kubelet.service "
-	sees    = "BindReadOnlyPaths=/run:" // the last of what the resolver sees
+	sees    = "BindReadOnlyPaths=/run/" // the last of what the resolver sees
 )
 
 // Memory of the resolver beyond its cache: what it uses without one under a
@@ -180,7 +180,7 @@ func (s Settings) elsewhere(line string) bool {
 func (s Settings) unseen() string {
 	dir := path.Dir(s.Config)
 	switch {
-	case s.Config == "" || strings.HasPrefix(s.Config, "/etc/") || strings.HasPrefix(s.Config, "/run/"):
+	case s.Config == "" || strings.HasPrefix(s.Config, "/etc/"):
 		return ""
 	case dir == "/":
 		dir = s.Config

@@ -121,7 +121,7 @@ func TestTheResolverSeesItsConfigurationWhereverThatIs(t *testing.T) {
 	for config, want := range map[string]string{
 		"":                              "",
 		"/etc/dns.yaml":                 "",
-		"/run/dns/dns.yaml":             "",
+		"/run/dns/dns.yaml":             "BindReadOnlyPaths=-/run/dns\n",
 		"/var/lib/rancher/etc/dns.yaml": "BindReadOnlyPaths=-/var/lib/rancher/etc\n",
 		"/opt/a:b/dns.yaml":             "BindReadOnlyPaths=-/opt/a\\:b\n",
 		"/dns.yaml":                     "BindReadOnlyPaths=-/dns.yaml\n",
@@ -199,7 +199,7 @@ func TestSystemdTakesTheUnits(t *testing.T) {
 				continue
 			}
 			// The program need not be installed here.
-			text := strings.NewReplacer("ExecStart="+RelayProgram, "ExecStart=/bin/true", "ExecStart="+Program, "ExecStart=/bin/true").Replace(string(f.Content))
+			text := strings.NewReplacer("ExecStart="+RelayProgram, "ExecStart=/bin/true", "ExecStart="+Program, "ExecStart=/bin/true", "ExecReload="+Program, "ExecReload=/bin/true").Replace(string(f.Content))
 			name := filepath.Join(dir, f.Name)
 			if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
 				t.Fatal(err)

@@ -65,6 +65,7 @@ type app struct {
 func (a *app) commands() []*cobra.Command {
 	return []*cobra.Command{
 		a.serveCommand(),
+		a.reloadCommand(),
 		a.guardCommand(),
 		a.planCommand(),
 		a.applyCommand(),
