@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Builds what the booted nodes are made of, once: a Debian tree, Kubernetes and
-# etcd from the modules that test/tools/k8s pins, an older kubelet from those that
-# test/tools/kubelet134 pins, and two container images. Prints the directory that
-# has it all, and everything else to standard error.
+# Builds what the booted nodes are made of, once: a tree of Debian 12 and one of 13,
+# Kubernetes and etcd from the modules that test/tools/k8s pins, an older kubelet
+# from those that test/tools/kubelet134 pins, and two container images. Prints the
+# directory that has it all, and everything else to standard error.
 #
 # usage: test/node/build.sh
 #
 # The parts are kept in NODELOCALDNS_TEST_CACHE, else /var/cache/nodelocaldns-test
-# (1 GB), each under a name that changes with whatever it was built from. Whoever
+# (1.4 GB), each under a name that changes with whatever it was built from. Whoever
 # wants the space back removes that directory. From nothing it takes about twenty
 # minutes on two cores.
 set -euo pipefail
@@ -17,7 +17,6 @@ cd "$(dirname "$0")/../.."
 CACHE=${NODELOCALDNS_TEST_CACHE:-/var/cache/nodelocaldns-test}
 PINS=test/tools/k8s
 KUBELET_PINS=test/tools/kubelet134
-SUITE=bookworm
 PACKAGES=(
 	systemd systemd-sysv dbus kmod procps # the system
 	containerd containernetworking-plugins
@@ -32,11 +31,12 @@ fail() {
 	exit 1
 }
 
+# A node's tree, of the release that is the second input.
 debian() {
 	mmdebstrap --quiet --variant=minbase --include="$(
 		IFS=,
 		echo "${PACKAGES[*]}"
-	)" "$SUITE" "$1"
+	)" "$3" "$1"
 	# Nothing on a node may start by the clock and write into a comparison.
 	rm -f "$1"/etc/systemd/system/timers.target.wants/*
 }
@@ -81,8 +81,9 @@ images() {
 }
 
 # part NAME INPUT… builds a part with the function of that name unless it is
-# there, and prints where. Its key is that function's text and its inputs. It
-# gets its name when it is complete: what was cut short is never taken for it.
+# there, and prints where. The function is told the directory and the inputs, and
+# the key is its text and these. The part gets its name when it is complete: what
+# was cut short is never taken for it.
 part() {
 	local name=$1 key dir
 	shift
@@ -92,7 +93,7 @@ part() {
 		printf 'build: %s\n' "$dir" >&2
 		rm -rf "$CACHE/$name.new"
 		mkdir "$CACHE/$name.new"
-		"$name" "$CACHE/$name.new" >&2
+		"$name" "$CACHE/$name.new" "$@" >&2
 		sync --file-system "$CACHE/$name.new"
 		mv -T "$CACHE/$name.new" "$dir"
 	fi
@@ -108,15 +109,17 @@ if ! flock --nonblock "$lock"; then
 fi
 
 pins=$(cat "$PINS"/go.{mod,sum} "$PINS"/cmd/*/*.go)
-debian=$(part debian "$(dpkg --print-architecture)" "$SUITE" "${PACKAGES[@]}")
+debian=$(part debian "$(dpkg --print-architecture)" bookworm "${PACKAGES[@]}")
+debian13=$(part debian "$(dpkg --print-architecture)" trixie "${PACKAGES[@]}")
 k8s=$(part kubernetes "$(go env GOVERSION GOARCH)" "$pins" "$(declare -f compile)")
 kubelet=$(part kubelet "$(go env GOVERSION GOARCH)" "$(cat "$KUBELET_PINS"/go.{mod,sum})" "$(declare -f compile)")
 images=$(part images "$debian" "$k8s")
 
 layers() {
-	ln -s "$debian" "$1/debian"
+	ln -s "$debian" "$1/debian12"
+	ln -s "$debian13" "$1/debian13"
 	ln -s "$k8s" "$1/kubernetes"
 	ln -s "$kubelet" "$1/kubelet"
 	ln -s "$images" "$1/images"
 }
-part layers "$debian" "$k8s" "$kubelet" "$images"
+part layers "$debian" "$debian13" "$k8s" "$kubelet" "$images"

@@ -37,6 +37,7 @@ type Node struct {
 	Root string
 
 	cluster *Cluster
+	release Release
 	pods    string // the range of its pods
 	leader  int    // the pid of its PID 1, while it runs
 	ended   chan error
@@ -70,10 +71,22 @@ func (c *Cluster) writeNodeFiles() error {
 	return nil
 }
 
-// Node makes a node that has not joined the cluster, and does not start it. Its
+// A Release is what a node's tree is made of.
+type Release string
+
+// The releases that there are, with systemd 252 and 257.
+const (
+	Debian12 Release = "debian12"
+	Debian13 Release = "debian13"
+)
+
+// Node is NodeOf with Debian 12.
+func (c *Cluster) Node(name string) (*Node, error) { return c.NodeOf(Debian12, name) }
+
+// NodeOf makes a node that has not joined the cluster, and does not start it. Its
 // kubelet is installed and enabled, as kubeadm's package leaves it. At most 200
 // are made.
-func (c *Cluster) Node(name string) (*Node, error) {
+func (c *Cluster) NodeOf(release Release, name string) (*Node, error) {
 	c.mu.Lock()
 	taken := c.nodes[name]
 	c.nodes[name] = true
@@ -88,6 +101,7 @@ func (c *Cluster) Node(name string) (*Node, error) {
 		Addr:    fmt.Sprintf("10.77.0.%d", 10+number),
 		Root:    filepath.Join(dir, "root"),
 		cluster: c,
+		release: release,
 		pods:    fmt.Sprintf("10.244.%d.0/24", number),
 	}
 	if err := n.make(dir); err != nil {
@@ -99,7 +113,7 @@ func (c *Cluster) Node(name string) (*Node, error) {
 func (n *Node) make(dir string) error {
 	layer := func(name string) string { return filepath.Join(n.cluster.layers, name) }
 	if err := overlay(n.Root, filepath.Join(dir, "upper"), filepath.Join(dir, "work"),
-		filepath.Join(n.cluster.dir, "tree"), layer("images"), layer("kubelet"), layer("kubernetes/node"), layer("debian")); err != nil {
+		filepath.Join(n.cluster.dir, "tree"), layer("images"), layer("kubelet"), layer("kubernetes/node"), layer(string(n.release))); err != nil {
 		return err
 	}
 	// containerd lays overlays of its own, and they cannot lie on this one.

@@ -91,12 +91,28 @@ type machine struct {
 
 func boot(t *testing.T, name string) machine {
 	t.Helper()
+	return bootOf(t, node.Debian12, name)
+}
+
+// onEachRelease runs a test on a node of each release of Debian, all at once.
+func onEachRelease(t *testing.T, name string, test func(*testing.T, machine)) {
+	t.Parallel()
+	for _, release := range []node.Release{node.Debian12, node.Debian13} {
+		t.Run(string(release), func(t *testing.T) {
+			t.Parallel()
+			test(t, bootOf(t, release, name+"-"+string(release)))
+		})
+	}
+}
+
+func bootOf(t *testing.T, release node.Release, name string) machine {
+	t.Helper()
 	if os.Getenv(node.Layers) == "" {
 		t.Skip(node.Layers + " is not set; make test-cluster does that")
 	}
 	c, err := shared()
 	must(t, err)
-	n, err := c.Node(name)
+	n, err := c.NodeOf(release, name)
 	must(t, err)
 	must(t, n.Join(t.Context()))
 	for from, to := range map[string]string{
@@ -251,8 +267,10 @@ const processes = `for u in nodelocaldns-guard nodelocaldns; do readlink /proc/$
 
 // The whole of it: what an administrator types, and what comes of it.
 func TestAPackageIsInstalledEnabledUpgradedRemovedAndPurged(t *testing.T) {
-	t.Parallel()
-	m := boot(t, "packaged")
+	onEachRelease(t, "packaged", installedEnabledUpgradedRemovedAndPurged)
+}
+
+func installedEnabledUpgradedRemovedAndPurged(t *testing.T, m machine) {
 	before, kubelet := m.dump(t), m.kubelet(t)
 
 	m.sh(t, 0, "apt-get install -y /root/older.deb")
@@ -329,8 +347,10 @@ func TestAPackageIsInstalledEnabledUpgradedRemovedAndPurged(t *testing.T) {
 // With apply alone, which enables the units itself; and again after a removal,
 // which is no purge.
 func TestAPackageWorksAgainAfterARollbackAndARemoval(t *testing.T) {
-	t.Parallel()
-	m := boot(t, "again")
+	onEachRelease(t, "again", worksAgainAfterARollbackAndARemoval)
+}
+
+func worksAgainAfterARollbackAndARemoval(t *testing.T, m machine) {
 	before := m.dump(t)
 	m.sh(t, 0, "mkdir /etc/nodelocaldns && echo 'kubelet: {settle: 2s}' >/etc/nodelocaldns/config.yaml") // as cloud-init does
 	m.sh(t, 0, "dpkg --force-confold --install /root/older.deb </dev/null")
