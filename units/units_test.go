@@ -176,7 +176,7 @@ func TestTheUnitsAreExposedToLittle(t *testing.T) {
 		because string
 	}{
 		{Resolver, 31, "it must be back at once, and systemd hides things mount by mount"},
-		{Relay, 30, "likewise"},
+		{Relay, 27, "it must be back at once, in the root of the node"},
 		{Guard, 32, "it changes the node"},
 		{Kubelet, 30, "it changes the kubelet's files"},
 		{Resume, 30, "it changes the kubelet's files"},
