@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -77,13 +78,21 @@ func (a *app) checked(files []string) (config.Config, error) {
 }
 
 // config reads the configuration the global flags name. Without --config a
-// missing file is all defaults.
+// missing file is all defaults, but one that is a link to nowhere is not missing:
+// in the resolver's root it may be that this process alone does not see it.
 func (a *app) config() (config.Config, error) {
-	c, err := readConfig(a.under(a.configPath))
-	if errors.Is(err, fs.ErrNotExist) && !a.configGiven {
-		return config.Default(), nil
+	name := a.under(a.configPath)
+	c, err := readConfig(name)
+	if !errors.Is(err, fs.ErrNotExist) || a.configGiven {
+		return c, err
 	}
-	return c, err
+	for _, part := range []string{name, filepath.Dir(name)} {
+		at, noLink := os.Readlink(part)
+		if _, gone := os.Stat(part); noLink == nil && gone != nil {
+			return c, withHint(err, "%s is a link to %s, and the resolver sees /etc alone: have the file itself there", part, at)
+		}
+	}
+	return config.Default(), nil
 }
 
 func readConfig(path string) (config.Config, error) {

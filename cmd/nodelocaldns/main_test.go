@@ -480,3 +480,34 @@ func TestConfigPathsAreBelowRoot(t *testing.T) {
 		}
 	}
 }
+
+// A resolver that does not see what an administrator has linked to must not go on as
+// if nothing were configured.
+func TestAConfigurationThatIsALinkToNowhereIsNotMissing(t *testing.T) {
+	for _, tt := range []struct {
+		link, to string
+		code     int
+		says     string
+	}{
+		{"etc/nodelocaldns/config.yaml", "../../srv/dns.yaml", exitOK, "port: 5454"},
+		{"etc/nodelocaldns/config.yaml", "../../srv/other.yaml", exitError, "etc/nodelocaldns/config.yaml is a link to ../../srv/other.yaml"},
+		{"etc/nodelocaldns", "../nowhere", exitError, "etc/nodelocaldns is a link to ../nowhere"},
+		{"etc/nodelocaldns", "../srv", exitOK, "port: 53"}, // which has no such file
+	} {
+		root := t.TempDir()
+		for _, dir := range []string{"srv", filepath.Dir(tt.link)} {
+			if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.WriteFile(filepath.Join(root, "srv/dns.yaml"), []byte("listen: {port: 5454}\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(tt.to, filepath.Join(root, tt.link)); err != nil {
+			t.Fatal(err)
+		}
+		if code, stdout, stderr := runHere(t, "", "--root", root, "config", "show"); code != tt.code || !strings.Contains(stdout+stderr, tt.says) {
+			t.Errorf("%s to %s: exit %d\n%s%s", tt.link, tt.to, code, stdout, stderr)
+		}
+	}
+}

@@ -49,7 +49,7 @@ func newMetrics(v version) *metrics {
 		m.reloads.WithLabelValues(result) // 0 is seen before the first one
 	}
 	m.registry.MustRegister(m.listenFailed, m.reloads, m.reloadFailed, build, relay,
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+		collectors.NewGoCollector(), newProcess())
 	return m
 }
 
