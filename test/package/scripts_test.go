@@ -34,7 +34,7 @@ func TestWhatTheScriptsDo(t *testing.T) {
 		booted  = "/run/systemd/system/"
 	)
 	// What a node has that was used and rolled back.
-	state := []string{booted, "/etc/nodelocaldns/config.yaml", "/etc/nodelocaldns/mine", "/run/nodelocaldns/lock", "/var/lib/nodelocaldns/off"}
+	state := []string{booted, "/etc/nodelocaldns/config.yaml", "/etc/nodelocaldns/mine", "/run/nodelocaldns/lock", "/run/nodelocaldns-resolver", "/var/lib/nodelocaldns/off"}
 	used := strings.Join(state[1:], "\n") + "\n"
 
 	for _, tt := range []struct {
@@ -85,7 +85,7 @@ func TestWhatTheScriptsDo(t *testing.T) {
 				"postremove upgrade 2.0", "postremove 1", "postremove failed-upgrade 1.0", "postremove abort-install", "postremove abort-upgrade 1.0", "postremove disappear x 1",
 				"postinstall abort-upgrade 2.0", "postinstall abort-remove", "postinstall abort-deconfigure in-favour x 1",
 			}, tree: append([]string{durable, runtime}, state...),
-			want: "/etc/nodelocaldns/config.yaml\n/etc/nodelocaldns/mine\n/run/nodelocaldns/journal.json\n/run/nodelocaldns/lock\n/var/lib/nodelocaldns/journal.json\n/var/lib/nodelocaldns/off\n",
+			want: "/etc/nodelocaldns/config.yaml\n/etc/nodelocaldns/mine\n/run/nodelocaldns/journal.json\n/run/nodelocaldns/lock\n/run/nodelocaldns-resolver\n/var/lib/nodelocaldns/journal.json\n/var/lib/nodelocaldns/off\n",
 		},
 		{
 			name:  "it is to be removed",

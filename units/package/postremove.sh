@@ -26,3 +26,5 @@ for dir in /var/lib/nodelocaldns /run/nodelocaldns; do
 		rm -rf "$dir"
 	fi
 done
+# systemd leaves the link to the directory that the cache was in.
+rm -rf /run/nodelocaldns-resolver
