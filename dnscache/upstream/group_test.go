@@ -104,11 +104,12 @@ func TestWhoIsAskedAndWhen(t *testing.T) {
 		{"and beside another one", []*fake{{err: errDown}, {err: errDown}}, "0s a, 0s b, 0s a", 0, errDown},
 		{"no more than three tries", []*fake{{err: errDown}, {err: errDown}, {err: errDown}, {}}, "0s a, 0s b, 0s c", 0, errDown},
 		{"a refusal is better than nothing", []*fake{{rcode: wire.Refused}, {err: errDown}}, "0s a, 0s b, 0s a", wire.Refused, nil},
-		{"silence: another one is asked beside it", []*fake{{mute: true}, {}}, "0s a, 250ms b", 0, nil},
-		{"a slow one may still win", []*fake{{after: 300 * time.Millisecond}, {mute: true}}, "0s a, 250ms b", 0, nil},
-		{"a slow one that fails late", []*fake{{after: 100 * time.Millisecond, err: errDown}, {mute: true}, {}}, "0s a, 100ms b, 350ms c", 0, nil},
-		{"silence everywhere", []*fake{{mute: true}, {mute: true}}, "0s a, 250ms b, 500ms a", 0, context.DeadlineExceeded},
-		{"silence of one", []*fake{{mute: true}}, "0s a, 250ms a, 500ms a", 0, context.DeadlineExceeded},
+		{"silence: another one is asked beside it", []*fake{{mute: true}, {}}, "0s a, 30ms b", 0, nil},
+		{"a slow one may still win", []*fake{{after: 300 * time.Millisecond}, {mute: true}}, "0s a, 30ms b, 60ms a", 0, nil},
+		{"a slow one that fails late", []*fake{{after: 20 * time.Millisecond, err: errDown}, {mute: true}, {}}, "0s a, 20ms b, 50ms c", 0, nil},
+		{"what fails after three tries is tried again", []*fake{{after: 70 * time.Millisecond, err: errDown}, {mute: true}, {mute: true}, {}}, "0s a, 30ms b, 60ms c, 70ms d", 0, nil},
+		{"silence everywhere", []*fake{{mute: true}, {mute: true}}, "0s a, 30ms b, 60ms a, 310ms b, 560ms a", 0, context.DeadlineExceeded},
+		{"silence of one", []*fake{{mute: true}}, "0s a, 30ms a, 60ms a, 310ms a, 560ms a", 0, context.DeadlineExceeded},
 		{"nobody", nil, "", 0, ErrNoServer},
 	} {
 		t.Run(tt.what, func(t *testing.T) {
@@ -197,9 +198,10 @@ func TestOnlyAServersOwnSilenceIsItsFault(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := &fake{mute: true}
 		g, _ := group(t, a, &fake{})
-		// The first was asked for less than patience when the question ended.
+		// Nobody else was asked, and the first one for less than patience, when the
+		// question ended.
 		for range 5 {
-			ctx, cancel := context.WithTimeout(t.Context(), patience-1)
+			ctx, cancel := context.WithTimeout(t.Context(), startDelay-1)
 			if _, err := g.Exchange(ctx, key(t, "www.example")); err == nil {
 				t.Fatal("an answer from a mute server")
 			}
@@ -249,21 +251,22 @@ func TestConnectionsToASilentServerAreGivenUp(t *testing.T) {
 		g, l := group(t, &fake{mute: true})
 		r := &renewable{fake: g.Servers[0].TCP.(*fake)}
 		g.Servers[0].TCP = r
-		ctx, cancel := context.WithTimeout(t.Context(), patience+1)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*startDelay+patience+1)
 		defer cancel()
 		_, _ = g.Exchange(ctx, key(t, "www.example"))
-		if r.renewed != 1 || l.take() != "0s a, 250ms a" {
-			t.Errorf("given up %d times", r.renewed)
+		if asked := l.take(); r.renewed == 0 || asked != "0s a, 30ms a, 60ms a, 310ms a" {
+			t.Errorf("given up %d times; asked %s", r.renewed, asked)
 		}
+		r.renewed = 0
 		synctest.Wait()
 
 		// A name may be slow. While the server answers others its connections
 		// are good.
-		ctx, cancel = context.WithTimeout(t.Context(), patience+1)
+		ctx, cancel = context.WithTimeout(t.Context(), 2*startDelay+patience+1)
 		defer cancel()
-		time.AfterFunc(patience/2, func() { g.Servers[0].ok(time.Now()) })
+		time.AfterFunc(patience-startDelay, func() { g.Servers[0].ok(time.Now()) })
 		_, _ = g.Exchange(ctx, key(t, "slow.example"))
-		if r.renewed != 1 {
+		if r.renewed != 0 {
 			t.Error("given up although the server answers")
 		}
 	})

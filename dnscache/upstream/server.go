@@ -44,35 +44,40 @@ type Server struct {
 
 	UDPCounters, TCPCounters *Counters // UDPCounters may be nil where UDP is
 
-	failures  atomic.Int32 // in a row
-	answered  atomic.Int64 // when last, in unix nanoseconds
-	downUntil atomic.Int64 // unix nanoseconds
+	health
+	latency latency
 }
 
 // ask asks s for key: over UDP if it has that, and over TCP if not, or if the
-// reply is truncated. A server that does not know EDNS is asked without (RFC
-// 6891 6.2.2 and 7).
-func (s *Server) ask(ctx context.Context, now func() time.Time, key []byte) ([]byte, error) {
+// reply is truncated. again is how often s was asked for it before. A server
+// that was asked twice over UDP is asked over TCP then: where every flow to it takes
+// a path of its own, as to the endpoints of a ClusterIP, half of which are gone, a
+// connection that has been answered on is worth more than a third guess. A
+// server that does not know EDNS is asked without (RFC 6891 6.2.2 and 7).
+func (s *Server) ask(ctx context.Context, now func() time.Time, key []byte, again int) ([]byte, error) {
 	query := wire.AppendUpstreamQuery(make([]byte, 0, 512), 0, key, true)
-	reply, err := s.transports(ctx, now, query)
+	reply, err := s.transports(ctx, now, query, again)
 	if err == nil {
 		switch wire.RCode(reply) {
 		case wire.FormErr, wire.NotImp:
 			query = wire.AppendUpstreamQuery(query[:0], 0, key, false)
-			return s.transports(ctx, now, query)
+			return s.transports(ctx, now, query, again)
 		}
 	}
 	return reply, err
 }
 
-func (s *Server) transports(ctx context.Context, now func() time.Time, query []byte) ([]byte, error) {
-	if s.UDP != nil {
-		reply, err := timed(ctx, now, s.UDP, query, s.UDPCounters)
+// overTCP is the try that goes over TCP, counted from 0.
+const overTCP = 2
+
+func (s *Server) transports(ctx context.Context, now func() time.Time, query []byte, again int) ([]byte, error) {
+	if s.UDP != nil && again != overTCP {
+		reply, err := s.timed(ctx, now, s.UDP, query, s.UDPCounters, again)
 		if err != nil || wire.Flags(reply)&wire.FlagTC == 0 {
 			return reply, err
 		}
 	}
-	reply, err := timed(ctx, now, s.TCP, query, s.TCPCounters)
+	reply, err := s.timed(ctx, now, s.TCP, query, s.TCPCounters, again)
 	if err == nil && wire.Flags(reply)&wire.FlagTC != 0 {
 		return nil, errTruncated
 	}
@@ -82,48 +87,36 @@ func (s *Server) transports(ctx context.Context, now func() time.Time, query []b
 // errTruncated says that a server cut a reply that had all the room there is.
 var errTruncated = errors.New("reply truncated over TCP")
 
-func timed(ctx context.Context, now func() time.Time, e Exchanger, query []byte, c *Counters) ([]byte, error) {
+// errAnswered ends the tries that another one was quicker than.
+var errAnswered = errors.New("another try was answered")
+
+func (s *Server) timed(ctx context.Context, now func() time.Time, e Exchanger, query []byte, c *Counters, again int) ([]byte, error) {
 	c.Queries.Add(1)
 	start := now()
-	reply, err := e.Exchange(ctx, query, nil)
+	var reply []byte
+	var err error
+	if r, ok := e.(retrier); ok && again > 0 {
+		reply, err = r.exchangeAgain(ctx, query, nil)
+	} else {
+		reply, err = e.Exchange(ctx, query, nil)
+	}
 	if err != nil {
-		c.Errors.Add(1)
+		if !errors.Is(context.Cause(ctx), errAnswered) {
+			c.Errors.Add(1)
+		}
 		return nil, err
 	}
-	c.answered(now().Sub(start))
+	took := now().Sub(start)
+	c.answered(took)
+	s.latency.add(took)
 	return reply, nil
 }
 
-// How long a server that does not answer comes last.
-const (
-	firstBackoff = time.Second
-	maxBackoff   = 10 * time.Second
-)
-
-// ok notes that the server answered.
-func (s *Server) ok(now time.Time) {
-	s.answered.Store(now.UnixNano())
-	s.failures.Store(0)
-	s.downUntil.Store(0)
+// A retrier is an exchanger that goes another way with a question that it was
+// asked before in vain.
+type retrier interface {
+	exchangeAgain(ctx context.Context, query, buf []byte) ([]byte, error)
 }
-
-// failed notes that it did not. One lost packet is no outage: the second
-// failure in a row puts the server last, and longer each time. Questions that
-// fail while it is last anyway were under way together, and count as one.
-func (s *Server) failed(now time.Time) {
-	if s.Down(now) {
-		return
-	}
-	n := s.failures.Add(1)
-	if n < 2 {
-		return
-	}
-	backoff := min(firstBackoff<<min(n-2, 10), maxBackoff)
-	s.downUntil.Store(now.Add(backoff).UnixNano())
-}
-
-// silentSince reports whether the server has answered nobody since start.
-func (s *Server) silentSince(start time.Time) bool { return s.answered.Load() < start.UnixNano() }
 
 // renewIfSilentSince gives up the connections to a server that has answered
 // nobody since start. The replica behind them may be gone without a word, as a
@@ -134,6 +127,3 @@ func (s *Server) renewIfSilentSince(start time.Time) {
 		t.Renew()
 	}
 }
-
-// Down reports whether the server comes last at now.
-func (s *Server) Down(now time.Time) bool { return now.UnixNano() < s.downUntil.Load() }
