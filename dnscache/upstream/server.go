@@ -101,7 +101,7 @@ func (s *Server) timed(ctx context.Context, now func() time.Time, e Exchanger, q
 		reply, err = e.Exchange(ctx, query, nil)
 	}
 	if err != nil {
-		if !errors.Is(context.Cause(ctx), errAnswered) {
+		if !errors.Is(context.Cause(ctx), errAnswered) || s.silentSince(start) {
 			c.Errors.Add(1)
 		}
 		return nil, err
