@@ -43,6 +43,14 @@ type Config struct {
 	// (stub domains too).
 	Cluster, Reverse, External Zone
 
+	// Prefetch says which fresh replies are asked for again before they expire.
+	Prefetch Prefetch
+
+	// Reload is how often in a row an answer is asked for again before it expires
+	// although nobody has asked for it since, up to 255 (reload-count of nscd(8));
+	// 0 never.
+	Reload int
+
 	// MaxBytes bounds the memory of all cached replies together.
 	MaxBytes int64
 }
@@ -90,13 +98,39 @@ const (
 type Zone struct {
 	Success, Denial Limits
 	Transport       Transport
+	Stale           Stale
 }
+
+// zones are the three kinds of zone.
+func (c Config) zones() [len(ZoneKinds)]Zone {
+	return [...]Zone{zoneCluster: c.Cluster, zoneReverse: c.Reverse, zoneExternal: c.External}
+}
+
+// maxClientTimeout leaves time to answer before budget is over.
+const maxClientTimeout = 800 * time.Millisecond
 
 // Limits cap what is cached: success is a NOERROR reply with answers, denial
 // is NXDOMAIN or NODATA. Entries 0 or MaxTTL 0 turns that kind of caching off.
 type Limits struct {
 	Entries int
 	MaxTTL  time.Duration
+}
+
+// Stale says how replies that have expired are served where upstream does not
+// answer (RFC 8767).
+type Stale struct {
+	For           time.Duration // so long after they have expired; 0 serves none
+	AnswerTTL     time.Duration // of all their records, in whole seconds from 1 s on
+	ClientTimeout time.Duration // how long a client waits for upstream first, at most 800 ms
+	Denial        bool          // denials too, not answers alone
+}
+
+// A Prefetch says which replies are asked for again while they are fresh: those of
+// whose life At percent are left or less, when a client asks for them that has been
+// answered from them, or others have, MinHits times. Nobody waits for it.
+type Prefetch struct {
+	At      int // 0 for none
+	MinHits int // up to 100
 }
 
 // ErrNoClusterDNS is returned by [Config.Validate] when external names are to
@@ -130,6 +164,17 @@ func (c Config) Validate() error {
 	}
 	if c.Upstreams.Source == ServerList && len(c.Upstreams.Servers) == 0 {
 		return errors.New("the list of upstreams is empty")
+	}
+	for i, z := range c.zones() {
+		if s := z.Stale; s.For < 0 || s.For > 0 && (s.AnswerTTL < time.Second || s.ClientTimeout <= 0 || s.ClientTimeout > maxClientTimeout) {
+			return fmt.Errorf("%s zone: stale replies of %s after %s, for %s", ZoneKinds[i], s.AnswerTTL, s.ClientTimeout, s.For)
+		}
+	}
+	if p := c.Prefetch; p.At < 0 || p.At > 100 || p.MinHits < 0 || p.MinHits > 100 {
+		return fmt.Errorf("prefetching at %d %% after %d hits", p.At, p.MinHits)
+	}
+	if c.Reload < 0 || c.Reload > 255 {
+		return fmt.Errorf("reloading %d times", c.Reload)
 	}
 	if c.MaxBytes <= 0 {
 		return errors.New("the cache has no memory")

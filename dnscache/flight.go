@@ -29,10 +29,10 @@ const (
 
 // A peer is a client that can be sent a reply.
 type peer interface {
-	// deliver sends the reply to q that e holds. It does not block, and has no
-	// use for q once it has returned: it may be a reader's, whose next packet
-	// takes its place.
-	deliver(q *wire.Query, e *cache.Entry, now time.Duration)
+	// deliver sends the reply to q that t is. It does not block, and has no use
+	// for q once it has returned: it may be a reader's, whose next packet takes
+	// its place.
+	deliver(q *wire.Query, t told, now time.Duration)
 }
 
 type waiter struct {
@@ -42,57 +42,91 @@ type waiter struct {
 
 // A flight is one question to upstream and everybody who waits for it.
 type flight struct {
-	key     []byte
-	route   *route
-	waiters []waiter // guarded by flights.mu; nil once it has landed
+	key   []byte
+	route *route
+	began time.Duration
+	wait  time.Duration // until those who wait are told something
+	again bool          // it was asked in vain before, and others have been answered since
+
+	// Guarded by flights.mu.
+	waiters []waiter
+	landed  bool
+	refresh bool  // begun for nobody
+	unasked uint8 // of the entry that comes of it, unless somebody asks meanwhile
 }
 
 // flights are the upstream questions under way, at most one a key.
 type flights struct {
-	mu      sync.Mutex
-	byKey   map[string]*flight
-	closed  bool // no new ones
-	joined  uint64
-	late    uint64         // clients told SERVFAIL because nobody answered in time
-	shed    uint64         // clients told SERVFAIL because there was no room, or at the end no time
-	n       int            // running flights, landed ones that still listen among them
-	running sync.WaitGroup // the same
-	waiting sync.WaitGroup // flights that have not landed
+	mu         sync.Mutex
+	byKey      map[string]*flight
+	closed     bool // no new ones
+	joined     uint64
+	late       uint64         // clients told SERVFAIL because nobody answered in time
+	shed       uint64         // clients told SERVFAIL because there was no room, or at the end no time
+	n          int            // running flights, landed ones that still listen among them
+	refreshing int            // of them, those that were begun for nobody
+	running    sync.WaitGroup // the same as n
+	waiting    sync.WaitGroup // flights that have not landed
+
+	bound     refreshBound
+	refreshes [len(Refreshes)]uint64
+	refused   uint64 // refreshes that the bound did not let through
 }
 
 // join lets p wait for the reply to q: in the flight of its key if there is
 // one, else in a new one. It does not block. q need not outlive the call.
 func (s *Server) join(key []byte, q *wire.Query, p peer) {
 	name, _ := wire.SplitKey(key)
-	rt := s.state.Load().routes.find(name)
+	st := s.state.Load()
+	rt := st.routes.find(name)
 	now := s.now()
 	f := &s.flights
 	f.mu.Lock()
 	if fl := f.byKey[string(key)]; fl != nil && len(fl.waiters) < maxWaiters {
 		f.joined++
 		fl.waiters = append(fl.waiters, waiter{q.Clone(), p})
+		fl.unasked = 0
 		f.mu.Unlock()
 		return
-	} else if fl != nil || f.closed || f.n >= maxFlights {
+	} else if fl != nil || f.closed || f.n-f.refreshing >= maxFlights {
 		f.shed++
 		f.mu.Unlock()
-		p.deliver(q, cache.NewFailure(key, wire.ServFail, wire.EDENotReady, rt.zone, now), now)
+		p.deliver(q, told{Entry: cache.NewFailure(key, wire.ServFail, wire.EDENotReady, rt.zone, now)}, now)
 		return
 	}
 	// The flight that this query just missed may have landed since the cache
 	// was asked.
-	if e := s.cache.Get(key); e != nil && e.Fresh(now) {
+	e := s.cache.Get(key)
+	if rules := st.stale(rt); e != nil && e.Fresh(now) {
 		f.mu.Unlock()
-		p.deliver(q, e, now)
+		p.deliver(q, told{Entry: e}, now)
+		return
+	} else if rules.mayServe(e, now) && s.pausing(st, rt, e, now) {
+		f.mu.Unlock()
+		p.deliver(q, rules.stale(e), now)
 		return
 	}
-	fl := &flight{key: append([]byte(nil), key...), route: rt, waiters: []waiter{{q.Clone(), p}}}
+	fl := s.begin(st, rt, key, e, now)
+	fl.waiters = []waiter{{q.Clone(), p}}
+	f.mu.Unlock()
+	go s.fly(fl)
+}
+
+// begin makes the flight of a key, which is then to fly. e is what the cache has of
+// it, nil if nothing. flights.mu is held.
+func (s *Server) begin(st *state, rt *route, key []byte, e *cache.Entry, now time.Duration) *flight {
+	fl := &flight{key: append([]byte(nil), key...), route: rt, began: now, wait: budget}
+	if rules := st.stale(rt); rules.mayServe(e, now+rules.ClientTimeout) {
+		fl.wait = rules.ClientTimeout
+		at, _, failed := e.Failed()
+		fl.again = failed && s.answeredSince(rt, at)
+	}
+	f := &s.flights
 	f.byKey[string(fl.key)] = fl
 	f.n++
 	f.running.Add(1)
 	f.waiting.Add(1)
-	f.mu.Unlock()
-	go s.fly(fl)
+	return fl
 }
 
 // fly asks upstream and answers those who wait, in time even if upstream does
@@ -101,12 +135,14 @@ func (s *Server) fly(fl *flight) {
 	defer func() {
 		s.flights.mu.Lock()
 		s.flights.n--
+		if fl.refresh {
+			s.flights.refreshing--
+		}
 		s.flights.mu.Unlock()
 		s.flights.running.Done()
 	}()
-	timer := time.AfterFunc(budget, func() {
-		e := cache.NewFailure(fl.key, wire.ServFail, wire.EDENetworkError, fl.route.zone, s.now())
-		s.land(fl, e, true)
+	timer := time.AfterFunc(fl.wait, func() {
+		s.land(fl, cache.NewFailure(fl.key, wire.ServFail, wire.EDENetworkError, fl.route.zone, s.now()), silent)
 		signal(s.suspected)
 	})
 	defer timer.Stop()
@@ -114,10 +150,15 @@ func (s *Server) fly(fl *flight) {
 	defer cancel()
 	reply, err := fl.route.group.Exchange(ctx, fl.key)
 	now := s.now()
+	how := silent
 	if err == nil {
+		how = unusable
 		var a cache.Admission
 		if a, err = cache.Admit(fl.key, reply, fl.route.caps); err == nil {
-			s.land(fl, cache.NewEntry(fl.key, a, fl.route.zone, now), false)
+			s.flights.mu.Lock()
+			a.Unasked = fl.unasked
+			s.flights.mu.Unlock()
+			s.land(fl, cache.NewEntry(fl.key, a, fl.route.zone, now), usable)
 			return
 		}
 		s.log.Debug("unusable reply", "zone", ZoneKinds[fl.route.zone], "error", err)
@@ -129,7 +170,7 @@ func (s *Server) fly(fl *flight) {
 	case errors.Is(err, upstream.ErrNoServer):
 		ede = wire.EDENoReachable
 	}
-	s.land(fl, cache.NewFailure(fl.key, wire.ServFail, ede, fl.route.zone, now), true)
+	s.land(fl, cache.NewFailure(fl.key, wire.ServFail, ede, fl.route.zone, now), how)
 }
 
 // closeForNew lets nobody begin another flight; those under way can be joined.
@@ -139,43 +180,99 @@ func (f *flights) closeForNew() {
 	f.closed = true
 }
 
-// land keeps the entry and gives it to those who wait. A second landing finds
-// that its own have been told; an answer then goes to those who have asked again
-// since, and anything else is dropped. What servers say that a reload has
-// replaced meanwhile is not kept.
-func (s *Server) land(fl *flight, e *cache.Entry, failure bool) {
+// A landing is what upstream had to say when a flight landed.
+type landing uint8
+
+const (
+	silent   landing = iota // nothing, or not in time
+	unusable                // what cannot be used
+	usable                  // a reply, were it SERVFAIL
+)
+
+// land keeps the entry and gives it to those who wait; or where it is a failure,
+// what the cache has of the name, be it expired. A second landing finds that its
+// own have been told; an answer then goes to those who have asked again since, and
+// a failure is dropped. What servers say that a reload has replaced meanwhile is
+// not kept.
+func (s *Server) land(fl *flight, e *cache.Entry, how landing) {
 	f := &s.flights
 	f.mu.Lock()
-	name, _ := wire.SplitKey(fl.key)
-	current := s.state.Load().routes.find(name) == fl.route
-	if fl.waiters == nil {
-		if class := e.Class(); class != cache.Success && class != cache.Denial || !current {
+	now := s.now()
+	t := told{Entry: e}
+	if e.Class() == cache.Failure {
+		if fl.landed {
 			f.mu.Unlock()
 			return
 		}
-		fl = f.byKey[string(fl.key)] // who have asked again, if any
-	}
-	if had := s.cache.Get(e.Key()); e.Class() == cache.Failure && had != nil && had.Fresh(s.now()) && had.Class() != cache.Failure {
-		e = had // an earlier flight's late answer is better than our failure
-	} else if current {
-		s.cache.Put(e) // before the flight is gone, so that nobody can miss both
-	}
-	if fl == nil {
+		t = s.inPlace(fl, e, how, now)
+		if t.Entry == e && how != usable {
+			f.late += uint64(len(fl.waiters))
+		}
+	} else if fl = s.keep(fl, e); fl == nil {
 		f.mu.Unlock()
 		return
 	}
 	defer f.waiting.Done()
 	waiters := fl.waiters
-	fl.waiters = nil
+	fl.waiters, fl.landed = nil, true
 	if f.byKey[string(fl.key)] == fl {
 		delete(f.byKey, string(fl.key))
 	}
-	if failure {
-		f.late += uint64(len(waiters))
-	}
 	f.mu.Unlock()
-	now := s.now()
 	for i := range waiters {
-		waiters[i].peer.deliver(&waiters[i].query, e, now)
+		waiters[i].peer.deliver(&waiters[i].query, t, now)
 	}
+}
+
+// keep puts what upstream says into the cache, before the flight is gone, so that
+// nobody can miss both. It returns the flight whose clients are to be told, nil for
+// none. flights.mu is held.
+func (s *Server) keep(fl *flight, e *cache.Entry) *flight {
+	current := s.current(fl)
+	if fl.landed {
+		// What was asked for later, and answered, is newer.
+		had := s.cache.Get(fl.key)
+		if !current || had != nil && had.Class() != cache.Failure && had.Stored() > fl.began {
+			return nil
+		}
+	}
+	if current {
+		s.cache.Put(e)
+	}
+	if !fl.landed {
+		return fl
+	}
+	if e.Class() == cache.Uncached {
+		return nil // it is for those who asked for it alone
+	}
+	return s.flights.byKey[string(fl.key)]
+}
+
+// inPlace is what those are told who wait for a flight that has failed, as e says,
+// and notes the failure where the next who asks will look. flights.mu is held.
+func (s *Server) inPlace(fl *flight, e *cache.Entry, how landing, now time.Duration) told {
+	had := s.cache.Get(fl.key)
+	rules := s.state.Load().stale(fl.route)
+	fresh := had != nil && had.Fresh(now) && had.Class() != cache.Failure
+	if fresh || rules.mayServe(had, now) {
+		if about := how != silent || fl.again; about {
+			had.Fail(now, true)
+		} else {
+			had.Fail(fl.began, false)
+		}
+		if fresh {
+			return told{Entry: had}
+		}
+		return rules.stale(had)
+	}
+	if s.current(fl) {
+		s.cache.Put(e)
+	}
+	return told{Entry: e}
+}
+
+// current reports whether the names of a flight still go where it went.
+func (s *Server) current(fl *flight) bool {
+	name, _ := wire.SplitKey(fl.key)
+	return s.state.Load().routes.find(name) == fl.route
 }

@@ -15,6 +15,7 @@ type counters struct {
 	malformed atomic.Uint64
 	hits      [len(ZoneKinds)]atomic.Uint64
 	misses    [len(ZoneKinds)]atomic.Uint64
+	stale     [len(ZoneKinds)]atomic.Uint64
 	replies   [24]atomic.Uint64
 	_         [64]byte
 }
@@ -41,7 +42,8 @@ type question struct {
 }
 
 // answer is the packet path. It parses pkt and appends the reply to out if it
-// can be given without asking anybody: from a fresh entry, or an error. limit
+// can be given without asking anybody: from a fresh entry, from an expired one
+// while upstream does not answer, or an error. limit
 // is the longest reply that the transport takes, 0 for the client's own.
 //
 // It does not allocate where out has room for limit bytes.
@@ -72,23 +74,31 @@ func (s *Server) answer(c *counters, q *question, pkt, out []byte, limit int, no
 	c.queries.Add(1)
 	q.key = wire.AppendKey(q.room[:0], &q.query)
 	e := s.cache.Get(q.key)
-	if e == nil || !e.Fresh(now) {
-		return s.miss(c, q, out)
-	}
-	c.hits[e.Zone()].Add(1)
-	c.replied(e.RCode())
 	if limit == 0 {
 		limit = q.query.Limit()
 	}
+	if e == nil || !e.Fresh(now) {
+		return s.miss(c, q, e, out, limit, now)
+	}
+	st := s.state.Load()
+	if p := &st.cfg.Prefetch; e.Hit(max(p.MinHits, 1)) >= p.MinHits && p.At > 0 && e.Ending(now, p.At) && e.Begin() {
+		s.prefetch(st, e, now, refreshPrefetch, 0)
+	}
+	c.hits[e.Zone()].Add(1)
+	c.replied(e.RCode())
 	return e.AppendReply(out, &q.query, now, limit), replied
 }
 
-// miss is the packet path of what is not in the cache: mostly to be deferred.
-func (s *Server) miss(c *counters, q *question, out []byte) ([]byte, outcome) {
+// miss is the packet path of what is not fresh in the cache, which has e of it, or
+// nil: mostly to be deferred.
+func (s *Server) miss(c *counters, q *question, e *cache.Entry, out []byte, limit int, now time.Duration) ([]byte, outcome) {
 	st := s.state.Load()
 	name, _ := wire.SplitKey(q.key)
 	rt := st.routes.find(name)
 	c.misses[rt.zone].Add(1)
+	if rules := st.stale(rt); rules.mayServe(e, now) && s.unanswered(st, rt, e, now) {
+		return c.send(out, &q.query, rules.stale(e), now, limit), replied
+	}
 	looped := rt.loop.closed.Load()
 	if isLoopProbe(q.key) {
 		for _, rt := range st.routes.all {
@@ -103,8 +113,11 @@ func (s *Server) miss(c *counters, q *question, out []byte) ([]byte, outcome) {
 	return nil, deferred
 }
 
-// send makes the reply to a query that waited, in buf.
-func (c *counters) send(buf []byte, q *wire.Query, e *cache.Entry, now time.Duration, limit int) []byte {
-	c.replied(e.RCode())
-	return e.AppendReply(buf, q, now, limit)
+// send makes the reply that t is to q in buf.
+func (c *counters) send(buf []byte, q *wire.Query, t told, now time.Duration, limit int) []byte {
+	if t.ttl > 0 {
+		c.stale[t.Zone()].Add(1)
+	}
+	c.replied(t.RCode())
+	return t.append(buf, q, now, limit)
 }

@@ -75,7 +75,7 @@ func warm(t testing.TB, s *Server, pkt []byte) {
 	var q question
 	if _, outcome := s.answer(&s.streamC, &q, pkt, nil, 0, s.now()); outcome == deferred {
 		got := make(chan []byte, 1)
-		s.join(q.key, &q.query, &client4test{&conversation{counters: &s.streamC}, pkt, 0, got})
+		s.join(q.key, &q.query, &client4test{c: &conversation{counters: &s.streamC}, query: pkt, got: got})
 		<-got
 	}
 }
@@ -136,7 +136,7 @@ func testFloodsAreShed(t *testing.T) {
 		if _, o := s.answer(&s.streamC, &q, pkt, nil, 0, s.now()); o != deferred {
 			t.Fatalf("outcome %v", o)
 		}
-		s.join(q.key, &q.query, &client4test{&conversation{counters: &s.streamC}, pkt, 0, got})
+		s.join(q.key, &q.query, &client4test{c: &conversation{counters: &s.streamC}, query: pkt, got: got})
 	}
 	for range maxWaiters + 1 {
 		join("one.example.")
@@ -227,7 +227,7 @@ func BenchmarkMiss(b *testing.B) {
 		if _, o := s.answer(&s.streamC, &question, pkt, nil, 0, s.now()); o != deferred {
 			b.Fatal("a hit")
 		}
-		s.join(question.key, &question.query, &client4test{c, pkt, 0, got})
+		s.join(question.key, &question.query, &client4test{c: c, query: pkt, got: got})
 		<-got
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,7 +22,6 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
 
-	"nodelocaldns/dnscache/cache"
 	"nodelocaldns/dnscache/dnstest"
 	"nodelocaldns/dnscache/upstream"
 	"nodelocaldns/dnscache/wire"
@@ -40,8 +40,12 @@ var update = flag.Bool("update", false, "write what happened into testdata/scena
 //	                           LINE added to the configuration
 //	upstream [NAME]            follows the script of that name from now on
 //	resolv.conf [ADDRESS...]   the node's file is rewritten
-//	watch loops|resolv.conf    the server's watchers run from now on
+//	watch loops|resolv.conf|expired|ending
+//	                           the server's watchers run from now on
 //	stats                      the counters that are not 0
+//	often EVERY FOR NAME TYPE [WORD...]
+//	                           a client asks again and again; what happens is
+//	                           counted, without times and records
 func TestConversations(t *testing.T) {
 	files, err := filepath.Glob("testdata/scenario/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -88,8 +92,10 @@ type conversation struct {
 	ctx        context.Context
 	counters   *counters
 
-	mu     sync.Mutex
-	events []event
+	mu      sync.Mutex
+	events  []event
+	tally   bool // events are counted, whenever they happen
+	slowest time.Duration
 }
 
 type event struct {
@@ -104,6 +110,10 @@ func (c *conversation) happened(format string, args ...any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	at := time.Since(c.start)
+	if c.tally {
+		at = -1
+		text, _, _ = strings.Cut(text, "\n")
+	}
 	for i := range c.events {
 		if e := &c.events[i]; e.at == at && e.text == text {
 			e.n++
@@ -123,7 +133,11 @@ func (c *conversation) took() string {
 		if e.n > 1 {
 			times = fmt.Sprintf("%d× ", e.n)
 		}
-		fmt.Fprintf(&b, "\t%v %s%s\n", e.at, times, strings.ReplaceAll(e.text, "\n", "\n\t\t"))
+		at := "all the while"
+		if e.at >= 0 {
+			at = e.at.String()
+		}
+		fmt.Fprintf(&b, "\t%s %s%s\n", at, times, strings.ReplaceAll(e.text, "\n", "\n\t\t"))
 	}
 	c.events = nil
 	return b.String()
@@ -240,6 +254,8 @@ func (c *conversation) do(words []string) {
 		for range a.Times {
 			c.ask(a)
 		}
+	case "often":
+		c.often(rest)
 	case "wait":
 		d, err := time.ParseDuration(rest[0])
 		if err != nil {
@@ -264,13 +280,44 @@ func (c *conversation) do(words []string) {
 		}
 		c.write(b.String())
 	case "watch":
-		watchers := map[string]func(context.Context){"loops": c.s.watchLoops, "resolv.conf": c.s.watchResolvConf, "expired": c.s.sweep}
+		watchers := map[string]func(context.Context){"loops": c.s.watchLoops, "resolv.conf": c.s.watchResolvConf, "expired": c.s.sweep, "ending": c.s.reloadEnding}
 		go watchers[rest[0]](c.ctx)
 	case "stats":
 		c.happened("%s", c.stats())
 	default:
 		c.t.Fatalf("unknown word %q", words[0])
 	}
+}
+
+// often has a client ask again and again for a while.
+func (c *conversation) often(words []string) {
+	every, err := time.ParseDuration(words[0])
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	length, err := time.ParseDuration(words[1])
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	a, err := dnstest.ParseAsk(words[2:])
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	synctest.Wait()
+	c.mu.Lock()
+	c.tally, c.slowest = true, 0
+	c.mu.Unlock()
+	for end := time.Now().Add(length); time.Now().Before(end); time.Sleep(every) {
+		for range a.Times {
+			c.ask(a)
+		}
+	}
+	synctest.Wait()
+	c.happened("the slowest reply took %v", c.slowest)
+	c.mu.Lock()
+	c.tally = false
+	slices.SortStableFunc(c.events, func(a, b event) int { return cmp.Compare(a.text, b.text) })
+	c.mu.Unlock()
 }
 
 func (c *conversation) write(resolvConf string) {
@@ -292,6 +339,13 @@ func (c *conversation) configure(words []string) {
 		return out
 	}
 	var err error
+	num := func(i int) int {
+		n, err := strconv.Atoi(words[i])
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		return n
+	}
 	switch {
 	case words[0] == "kube-dns":
 		c.cfg.ClusterDNS, c.cfg.AwaitClusterDNS = addrs(1), false
@@ -305,6 +359,13 @@ func (c *conversation) configure(words []string) {
 		zones[words[1]].Transport = TransportTCP
 	case words[0] == "stub":
 		c.cfg.StubDomains = append(c.cfg.StubDomains, StubDomain{words[1], addrs(2)})
+	case words[0] == "stale": // ZONE FOR [denial]
+		zones[words[1]].Stale = Stale{AnswerTTL: 30 * time.Second, ClientTimeout: 400 * time.Millisecond, Denial: len(words) > 3}
+		zones[words[1]].Stale.For, err = time.ParseDuration(words[2])
+	case words[0] == "prefetch": // PERCENT HITS
+		c.cfg.Prefetch = Prefetch{num(1), num(2)}
+	case words[0] == "reloads":
+		c.cfg.Reload = num(1)
 	case words[0] == "bytes":
 		c.cfg.MaxBytes, err = strconv.ParseInt(words[1], 10, 64)
 	case len(words) == 4 && zones[words[0]] != nil:
@@ -339,7 +400,7 @@ func (c *conversation) ask(a dnstest.Ask) {
 	case dropped:
 		c.happened("dropped")
 	case deferred:
-		c.s.join(q.key, &q.query, &client4test{c, a.Packet, limit, nil})
+		c.s.join(q.key, &q.query, &client4test{c: c, query: a.Packet, limit: limit, asked: time.Now()})
 	}
 }
 
@@ -349,18 +410,22 @@ type client4test struct {
 	query []byte
 	limit int
 	got   chan []byte
+	asked time.Time
 }
 
-func (p *client4test) deliver(q *wire.Query, e *cache.Entry, now time.Duration) {
+func (p *client4test) deliver(q *wire.Query, t told, now time.Duration) {
 	limit := p.limit
 	if limit == 0 {
 		limit = q.Limit()
 	}
-	reply := p.c.counters.send(nil, q, e, now, limit)
+	reply := p.c.counters.send(nil, q, t, now, limit)
 	if p.got != nil {
 		p.got <- reply
 		return
 	}
+	p.c.mu.Lock()
+	p.c.slowest = max(p.c.slowest, time.Since(p.asked))
+	p.c.mu.Unlock()
 	p.c.reply(p.query, reply, p.limit)
 }
 
@@ -388,7 +453,7 @@ func (c *conversation) resolve(ctx context.Context, query []byte) ([]byte, error
 	if outcome == replied {
 		return reply, nil
 	}
-	p := &client4test{c, query, wire.MaxMessage, make(chan []byte, 1)}
+	p := &client4test{c: c, query: query, limit: wire.MaxMessage, got: make(chan []byte, 1)}
 	c.s.join(q.key, &q.query, p)
 	select {
 	case reply := <-p.got:
@@ -419,6 +484,10 @@ func (c *conversation) stats() string {
 	}
 	add("joined", int64(st.FlightsJoined))
 	add("flights", st.Flights)
+	for i, n := range st.Refreshes {
+		add(Refreshes[i], int64(n))
+	}
+	add("refused", int64(st.Refused))
 	add("timeouts", int64(st.Timeouts))
 	add("shed", int64(st.Shed))
 	add("loops", int64(st.Loops))
@@ -429,6 +498,7 @@ func (c *conversation) stats() string {
 			b.WriteString("\n" + name)
 			add("hits", int64(cs.Hits))
 			add("misses", int64(cs.Misses))
+			add("stale", int64(cs.Stale))
 			add("success", cs.Success)
 			add("denial", cs.Denial)
 		}

@@ -80,6 +80,18 @@ type state struct {
 	cfg    Config
 	node   []netip.AddrPort // resolvers of the node, as last read
 	routes *routes
+	since  time.Duration // when routes were made
+}
+
+// stale is how expired replies of a route are served.
+func (st *state) stale(rt *route) Stale {
+	switch rt.zone {
+	case zoneCluster:
+		return st.cfg.Cluster.Stale
+	case zoneReverse:
+		return st.cfg.Reverse.Stale
+	}
+	return st.cfg.External.Stale
 }
 
 // New returns a server for cfg. It binds nothing yet.
@@ -121,7 +133,9 @@ func New(cfg Config, d Deps) (*Server, error) {
 	if cfg.Upstreams.Source == NodeResolvers {
 		node = s.nodeResolvers(cfg.Listen)
 	}
-	s.state.Store(&state{cfg, node, newRoutes(cfg, node, s.exchanger, &s.upstreams, s.wallClock)})
+	s.cache.SetKeep(cfg.keep())
+	s.flights.bound.tokens = refreshBurst
+	s.state.Store(&state{cfg, node, newRoutes(cfg, node, s.exchanger, &s.upstreams, s.wallClock), 0})
 	return s, nil
 }
 
@@ -166,6 +180,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	helpers.Go(func() { s.watchLoops(reading) })
 	helpers.Go(func() { s.watchResolvConf(reading) })
 	helpers.Go(func() { s.sweep(reading) })
+	helpers.Go(func() { s.reloadEnding(reading) })
 	<-ctx.Done()
 	s.flights.closeForNew()
 	streams.Wait()
@@ -240,6 +255,7 @@ func (s *Server) Reload(cfg Config) error {
 		}
 	}
 	s.cache.SetLimits(cfg.cacheLimits(), cfg.MaxBytes)
+	s.cache.SetKeep(cfg.keep())
 	s.replace(cfg, node)
 	return nil
 }
@@ -247,7 +263,7 @@ func (s *Server) Reload(cfg Config) error {
 // replace puts a new state in place of the old one. s.reload is held.
 func (s *Server) replace(cfg Config, node []netip.AddrPort) {
 	old := s.state.Load()
-	st := &state{cfg, node, newRoutes(cfg, node, s.exchanger, &s.upstreams, s.wallClock)}
+	st := &state{cfg, node, newRoutes(cfg, node, s.exchanger, &s.upstreams, s.wallClock), s.now()}
 	s.flights.mu.Lock() // between what lands by the old state and what by the new
 	s.state.Store(st)
 	s.flights.mu.Unlock()
@@ -290,7 +306,9 @@ func (s *Server) nodeResolvers(ours []netip.AddrPort) []netip.AddrPort {
 // How often things that change slowly are looked at.
 const (
 	resolvConfEvery = time.Second
-	sweepEvery      = 30 * time.Second
+	// sweepEvery is how long an entry may be taken for fresh by the eviction when
+	// it is not. A sweep of 30,000 takes some two milliseconds.
+	sweepEvery = 5 * time.Second
 )
 
 // watchResolvConf takes over the node's resolvers when they change. It looks
@@ -311,8 +329,8 @@ func (s *Server) watchResolvConf(ctx context.Context) {
 	}
 }
 
-// sweep gives back the memory of entries that expired and that nobody asked
-// for again.
+// sweep gives back the memory of entries that are not to be kept any longer, and
+// has those that are stale give way first.
 func (s *Server) sweep(ctx context.Context) {
 	for pause(ctx, sweepEvery) {
 		s.cache.Sweep(s.now())
@@ -348,6 +366,7 @@ func (s *Server) Stats() Stats {
 		for z := range ZoneKinds {
 			st.Cache[z].Hits += c.hits[z].Load()
 			st.Cache[z].Misses += c.misses[z].Load()
+			st.Cache[z].Stale += c.stale[z].Load()
 		}
 		for i := range c.replies {
 			st.Replies[i] += c.replies[i].Load()
@@ -365,7 +384,21 @@ func (s *Server) Stats() Stats {
 	s.flights.mu.Lock()
 	st.FlightsJoined, st.Timeouts, st.Shed = s.flights.joined, s.flights.late, s.flights.shed
 	st.Flights = int64(len(s.flights.byKey))
+	st.Refreshes, st.Refused = s.flights.refreshes, s.flights.refused
 	s.flights.mu.Unlock()
 	st.Upstreams = s.upstreams.stats(s.state.Load().routes, s.wallClock())
 	return st
+}
+
+// queries is how many well-formed queries have been received.
+func (s *Server) queries() uint64 {
+	n := s.streamC.queries.Load()
+	select {
+	case <-s.ready:
+		for _, p := range s.packets {
+			n += p.queries.Load()
+		}
+	default:
+	}
+	return n
 }

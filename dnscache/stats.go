@@ -22,6 +22,8 @@ type Stats struct {
 	Evictions     uint64                     // entries that went to make room, not because of age
 	FlightsJoined uint64                     // queries that waited for somebody else's upstream query
 	Flights       int64                      // gauge: upstream questions under way
+	Refreshes     [len(Refreshes)]uint64     // upstream questions that no client waited for, in the order of the variable
+	Refused       uint64                     // such questions not asked because there were too many
 	Loops         uint64                     // our own queries that came back to us
 	Timeouts      uint64                     // clients told SERVFAIL because no upstream gave a usable reply in time
 	Shed          uint64                     // clients told SERVFAIL because too many questions were under way
@@ -90,8 +92,9 @@ var ZoneKinds = [...]string{"cluster", "reverse", "external"}
 
 // CacheStats are the cache's counters for one kind of zone.
 type CacheStats struct {
-	Hits, Misses    uint64
-	Success, Denial int64 // gauges: entries kept
+	Hits, Misses    uint64 // by whether there was a fresh reply
+	Stale           uint64 // replies that had expired
+	Success, Denial int64  // gauges: entries kept
 }
 
 // UpstreamStats are the counters of one upstream server over one protocol.

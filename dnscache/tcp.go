@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"nodelocaldns/dnscache/cache"
 	"nodelocaldns/dnscache/wire"
 )
 
@@ -145,11 +144,11 @@ func (c *client) query(s *Server, q *question, pkt []byte) bool {
 }
 
 // deliver implements peer. A client that does not read holds up only itself.
-func (c *client) deliver(q *wire.Query, e *cache.Entry, now time.Duration) {
+func (c *client) deliver(q *wire.Query, t told, now time.Duration) {
 	own := q.Clone()
 	go func() {
 		c.mu.Lock()
-		msg := c.counters.send(append(c.out[:0], 0, 0), &own, e, now, wire.MaxMessage)
+		msg := c.counters.send(append(c.out[:0], 0, 0), &own, t, now, wire.MaxMessage)
 		if c.write(msg) != nil {
 			_ = c.conn.Close() // the reader ends too
 		}

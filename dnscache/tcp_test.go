@@ -37,7 +37,7 @@ func TestAReplyOverTCPIsToTheQuestionThatWasAsked(t *testing.T) {
 
 	c.mu.Lock() // another reply is being written
 	c.pending <- struct{}{}
-	c.deliver(&q, e, 0)
+	c.deliver(&q, told{Entry: e}, 0)
 	copy(in, pack(2, "later.example."))
 	wire.ParseQuery(in, &q)
 	c.mu.Unlock()

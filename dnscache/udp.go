@@ -12,7 +12,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"nodelocaldns/dnscache/cache"
 	"nodelocaldns/dnscache/wire"
 )
 
@@ -78,10 +77,10 @@ type packetPeer struct {
 	addr   netip.AddrPort
 }
 
-func (c packetPeer) deliver(q *wire.Query, e *cache.Entry, now time.Duration) {
+func (c packetPeer) deliver(q *wire.Query, t told, now time.Duration) {
 	buf := buffers.Get().(*[wire.MaxUDP]byte)
 	defer buffers.Put(buf)
-	_, _ = c.socket.conn.WriteToUDPAddrPort(c.socket.send(buf[:0], q, e, now, q.Limit()), c.addr)
+	_, _ = c.socket.conn.WriteToUDPAddrPort(c.socket.send(buf[:0], q, t, now, q.Limit()), c.addr)
 }
 
 // buffers are for replies to those who waited.

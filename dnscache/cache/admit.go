@@ -39,7 +39,10 @@ type Admission struct {
 	Class Class
 	RCode int
 	AD    bool          // upstream says that it validated
-	TTL   time.Duration // how long to keep it; 0 unless it is to be kept
+	TTL   time.Duration // how long to keep it, in whole seconds; 0 unless it is to be kept
+
+	// Unasked is what the entry will say of itself; Admit leaves it 0.
+	Unasked uint8
 
 	body       []byte   // the records, in the reply's own memory
 	ttls       []uint16 // offsets of TTLs in body

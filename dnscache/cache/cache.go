@@ -1,6 +1,9 @@
 // Package cache keeps replies in wire form. Entries live in shards, each a
-// map and one eviction list a pool under one lock; the caps of the pools and
+// map and two eviction lists a pool under one lock; the caps of the pools and
 // the budget in bytes hold for all shards together.
+//
+// Entries that have expired may be kept for longer, to be served stale. Sweep
+// puts them in lists of their own, which give way first.
 package cache
 
 import (
@@ -29,12 +32,19 @@ type Limit struct {
 	Success, Denial int
 }
 
+// A Keep is how long the entries of one zone kind are kept beyond their expiry.
+type Keep struct {
+	Success, Denial time.Duration
+}
+
 // A Cache keeps entries by key. All methods may be called at the same time.
 type Cache struct {
 	seed     maphash.Seed
 	shards   [shards]shard
 	counts   [pools]atomic.Int64
+	stale    [pools]atomic.Int64 // of counts
 	limits   [pools]atomic.Int64
+	keep     [pools]atomic.Int64 // nanoseconds beyond expiry
 	bytes    atomic.Int64
 	maxBytes atomic.Int64
 	evicted  atomic.Uint64
@@ -44,7 +54,8 @@ type shard struct {
 	mu    sync.RWMutex
 	m     map[uint64]*Entry
 	pools [pools]list
-	_     [64]byte // no two locks on one cache line
+	stale [pools]list // those that Sweep found expired
+	_     [64]byte    // no two locks on one cache line
 }
 
 // New returns an empty cache.
@@ -70,6 +81,15 @@ func (c *Cache) SetLimits(limits [Zones]Limit, maxBytes int64) {
 	}
 }
 
+// SetKeep changes how long entries are kept beyond their expiry: not at all in a
+// new cache. The next Sweep goes by it.
+func (c *Cache) SetKeep(keep [Zones]Keep) {
+	for z, k := range keep {
+		c.keep[2*z].Store(int64(k.Success))
+		c.keep[2*z+1].Store(int64(k.Denial))
+	}
+}
+
 // Get returns the entry of a key, fresh or not, or nil. It does not allocate.
 func (c *Cache) Get(key []byte) *Entry {
 	h := maphash.Bytes(c.seed, key)
@@ -80,8 +100,8 @@ func (c *Cache) Get(key []byte) *Entry {
 	if e == nil || string(e.Key()) != string(key) {
 		return nil
 	}
-	if !e.used.Load() {
-		e.used.Store(true)
+	if e.marks.Load()&markUsed == 0 {
+		e.marks.Or(markUsed)
 	}
 	return e
 }
@@ -111,17 +131,30 @@ func (c *Cache) Put(e *Entry) {
 }
 
 // shrink evicts what is over the cap of a pool, but not keep, and then what is
-// over the budget. Shards are tried from one on, so that the lists shrink
-// evenly, and once each, so that the loops end whatever others put in
-// meanwhile.
+// over the budget: stale entries first. Shards are tried from one on, so that the
+// lists shrink evenly, and once each, so that the loops end whatever others put
+// in meanwhile.
 func (c *Cache) shrink(at, pool int, keep *Entry) {
-	for i := 0; i < shards && c.counts[pool].Load() > c.limits[pool].Load(); {
-		if !c.evict(&c.shards[(at+i)%shards], pool, keep) {
+	over := func() bool { return c.counts[pool].Load() > c.limits[pool].Load() }
+	for i := 0; i < shards && over() && c.stale[pool].Load() > 0; {
+		if s := &c.shards[(at+i)%shards]; !c.evict(s, &s.stale[pool], nil) {
 			i++
 		}
 	}
-	for i := 0; i < shards*pools && c.bytes.Load() > c.maxBytes.Load(); {
-		if !c.evict(&c.shards[(at+i/pools)%shards], (pool+i)%pools, nil) {
+	for i := 0; i < shards && over(); {
+		if s := &c.shards[(at+i)%shards]; !c.evict(s, &s.pools[pool], keep) {
+			i++
+		}
+	}
+	over = func() bool { return c.bytes.Load() > c.maxBytes.Load() }
+	for i := 0; i < shards*pools && over(); {
+		pool := (pool + i) % pools
+		if s := &c.shards[(at+i/pools)%shards]; c.stale[pool].Load() == 0 || !c.evict(s, &s.stale[pool], nil) {
+			i++
+		}
+	}
+	for i := 0; i < shards*pools && over(); {
+		if s := &c.shards[(at+i/pools)%shards]; !c.evict(s, &s.pools[(pool+i)%pools], nil) {
 			i++
 		}
 	}
@@ -134,13 +167,13 @@ func (e *Entry) pool() int {
 	return 2*int(e.zone) + int(e.class)&1
 }
 
-// evict removes one entry of a pool other than keep: the oldest not asked for
-// since the hand came by last (SIEVE, Zhang et al., NSDI 2024). It is false
+// evict removes one entry of a list of s, other than keep: the oldest not asked
+// for since the hand came by last (SIEVE, Zhang et al., NSDI 2024). It is false
 // where there is none.
-func (c *Cache) evict(s *shard, pool int, keep *Entry) bool {
+func (c *Cache) evict(s *shard, l *list, keep *Entry) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e := s.pools[pool].victim(keep)
+	e := l.victim(keep)
 	if e == nil {
 		return false
 	}
@@ -152,27 +185,65 @@ func (c *Cache) evict(s *shard, pool int, keep *Entry) bool {
 // remove takes e out of its shard, whose lock is held.
 func (c *Cache) remove(s *shard, e *Entry) {
 	delete(s.m, e.hash)
-	s.pools[e.pool()].remove(e)
-	c.counts[e.pool()].Add(-1)
+	pool := e.pool()
+	if e.stale {
+		s.stale[pool].remove(e)
+		c.stale[pool].Add(-1)
+	} else {
+		s.pools[pool].remove(e)
+	}
+	c.counts[pool].Add(-1)
 	c.bytes.Add(-e.cost())
 }
 
-// Sweep removes the entries that expired before now, and says how many. It
-// holds one shard's lock at a time.
+// Sweep removes the entries that are not to be kept any longer at now, says how
+// many, and lets those that have expired give way before all others. It holds one
+// shard's lock at a time.
 func (c *Cache) Sweep(now time.Duration) int {
 	n := 0
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.mu.Lock()
-		for _, e := range s.m {
-			if !e.Fresh(now) {
-				c.remove(s, e)
-				n++
+		for pool := range pools {
+			keep := time.Duration(c.keep[pool].Load())
+			for _, l := range [...]*list{&s.pools[pool], &s.stale[pool]} {
+				for e := l.oldest; e != nil; {
+					next := e.newer
+					switch expired := e.Expired(now); {
+					case expired >= keep:
+						c.remove(s, e)
+						n++
+					case expired >= 0 && !e.stale:
+						l.remove(e)
+						e.stale = true
+						s.stale[pool].push(e)
+						c.stale[pool].Add(1)
+					}
+					e = next
+				}
 			}
 		}
 		s.mu.Unlock()
 	}
 	return n
+}
+
+// AppendEnding appends the answers that are fresh at from and not at to. It holds
+// one shard's lock at a time, for reading.
+func (c *Cache) AppendEnding(dst []*Entry, from, to time.Duration) []*Entry {
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.RLock()
+		for z := range Zones {
+			for e := s.pools[2*z+int(Success)].oldest; e != nil; e = e.newer {
+				if e.Fresh(from) && !e.Fresh(to) {
+					dst = append(dst, e)
+				}
+			}
+		}
+		s.mu.RUnlock()
+	}
+	return dst
 }
 
 // Flush removes all entries.
@@ -248,7 +319,7 @@ func (l *list) victim(keep *Entry) *Entry {
 			e = l.oldest
 		}
 		for ; e != nil; e = e.newer {
-			if e != keep && !e.used.Swap(false) {
+			if e != keep && e.marks.And(^markUsed)&markUsed == 0 {
 				l.hand = e
 				return e
 			}

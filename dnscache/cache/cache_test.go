@@ -33,19 +33,22 @@ func allZones(l Limit) [Zones]Limit { return [Zones]Limit{l, l, l} }
 // checked compares the counters with what is there.
 func checked(t *testing.T, c *Cache) Usage {
 	t.Helper()
-	var counts [pools]int64
+	var counts, stale [pools]int64
 	var bytes int64
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.mu.RLock()
 		inLists := 0
-		for p := range s.pools {
-			for e := s.pools[p].oldest; e != nil; e = e.newer {
-				inLists++
-				counts[p]++
-				bytes += e.cost()
-				if s.m[e.hash] != e || e.pool() != p {
-					t.Fatalf("entry of pool %d in the list of pool %d, or in no map", e.pool(), p)
+		for p := range pools {
+			for list, l := range []*list{&s.pools[p], &s.stale[p]} {
+				for e := l.oldest; e != nil; e = e.newer {
+					inLists++
+					counts[p]++
+					stale[p] += int64(list)
+					bytes += e.cost()
+					if s.m[e.hash] != e || e.pool() != p || e.stale != (list == 1) {
+						t.Fatalf("entry of pool %d, stale %v, in the list of pool %d, stale %v, or in no map", e.pool(), e.stale, p, list == 1)
+					}
 				}
 			}
 		}
@@ -61,6 +64,11 @@ func checked(t *testing.T, c *Cache) Usage {
 	for z := range Zones {
 		if u.Success[z] != counts[2*z] || u.Denial[z] != counts[2*z+1] {
 			t.Fatalf("counts %v, usage %+v", counts, u)
+		}
+	}
+	for p := range pools {
+		if n := c.stale[p].Load(); n != stale[p] {
+			t.Fatalf("%d are stale in pool %d, %d are counted", stale[p], p, n)
 		}
 	}
 	if u.Failures != counts[failurePool] {

@@ -13,10 +13,18 @@ import (
 // ready for any client's id and question. What it says never changes once it
 // is built, so it may be used without a lock and after it left the cache.
 type Entry struct {
-	stored  int64 // nanoseconds on the cache's clock
-	expires int64
-	hash    uint64
-	data    []byte // key, records, TTL offsets: one piece of memory
+	stored int64 // nanoseconds on the cache's clock
+	hash   uint64
+	data   []byte // key, records, TTL offsets: one piece of memory
+
+	// Guarded by the shard's lock.
+	newer, older *Entry
+
+	ttl    uint32        // seconds from stored to expiry
+	turn   atomic.Uint32 // rotation of the next reply
+	marks  atomic.Uint32 // see markUsed
+	failed atomic.Uint32 // see Fail
+
 	keyLen  uint16
 	bodyLen uint16
 	counts  [3]uint16
@@ -26,20 +34,23 @@ type Entry struct {
 	class   Class
 	zone    uint8
 	ad      bool
-
-	turn atomic.Uint32 // rotation of the next reply
-	used atomic.Bool   // asked for since the eviction hand last came by
-
-	// Guarded by the shard's lock.
-	newer, older *Entry
+	unasked uint8
+	stale   bool // in its shard's list of stale entries; guarded by the shard's lock
 }
+
+// What Entry.marks holds.
+const (
+	markUsed  uint32 = 1 << iota // asked for since the eviction hand last came by
+	markBegun                    // a refresh ahead of expiry was begun, or refused
+	markHit                      // the lowest bit of how often it was hit since it was stored
+)
 
 type rotation struct {
 	from, size, n uint16
 }
 
-// entryOverhead is what an entry costs beside its data: the struct (96) and the
-// map's slot, which is 24 to 48 as the map fills and grows; measured by
+// entryOverhead is what an entry costs beside its data: the struct (96, a size
+// that the allocator has; what is in it is packed for that) and the map's slot, which is 24 to 48 as the map fills and grows; measured by
 // TestBudgetIsHonest.
 const entryOverhead = 136
 
@@ -47,10 +58,10 @@ const entryOverhead = 136
 // zone is the caller's number for the kind of zone, below Zones.
 func NewEntry(key []byte, a Admission, zone uint8, now time.Duration) *Entry {
 	e := &Entry{
-		stored: int64(now), expires: int64(now + a.TTL),
+		stored: int64(now), ttl: uint32(a.TTL / time.Second),
 		keyLen: uint16(len(key)), bodyLen: uint16(len(a.body)), counts: a.counts,
 		rotate: rotation{uint16(a.rotateFrom), uint16(a.rotateSize), uint16(a.rotateN)},
-		ede:    wire.EDENone, rcode: uint8(a.RCode), class: a.Class, zone: zone, ad: a.AD,
+		ede:    wire.EDENone, rcode: uint8(a.RCode), class: a.Class, zone: zone, ad: a.AD, unasked: a.Unasked,
 		// Grow, unlike make, gives all of what the allocator rounds up to, so
 		// that cost can charge for it.
 		data: slices.Grow([]byte(nil), len(key)+len(a.body)+2*len(a.ttls)),
@@ -81,8 +92,72 @@ func (e *Entry) RCode() int { return int(e.rcode) }
 // Zone is the number given to NewEntry.
 func (e *Entry) Zone() uint8 { return e.zone }
 
-// Fresh reports whether the entry may still be served at now.
-func (e *Entry) Fresh(now time.Duration) bool { return int64(now) < e.expires }
+// Unasked is how many refreshes in a row, this entry the last of them, nobody
+// asked for.
+func (e *Entry) Unasked() uint8 { return e.unasked }
+
+// Stored is when the entry was made.
+func (e *Entry) Stored() time.Duration { return time.Duration(e.stored) }
+
+// Expired is for how long the entry has been stale at now; less than 0 while it
+// is fresh.
+func (e *Entry) Expired(now time.Duration) time.Duration {
+	return now - time.Duration(e.stored) - e.life()
+}
+
+// Fresh reports whether the entry may still be served at now as what is so.
+func (e *Entry) Fresh(now time.Duration) bool { return e.Expired(now) < 0 }
+
+func (e *Entry) life() time.Duration { return time.Duration(e.ttl) * time.Second }
+
+// Ending reports whether no more than percent of its life are left to an entry
+// at now.
+func (e *Entry) Ending(now time.Duration, percent int) bool {
+	return -e.Expired(now)*100 <= e.life()*time.Duration(percent)
+}
+
+// Hit notes that a client was answered from the entry, and says how often that
+// has happened since it was stored: up to enough, beyond which it does not
+// count and writes nothing. enough is below 1<<30. Of hits at the same instant
+// one at least is counted.
+func (e *Entry) Hit(enough int) int {
+	m := e.marks.Load()
+	hits := int(m / markHit)
+	if hits >= enough {
+		return hits
+	}
+	e.marks.CompareAndSwap(m, m+markHit)
+	return hits + 1
+}
+
+// Hits is how often Hit was called.
+func (e *Entry) Hits() int { return int(e.marks.Load() / markHit) }
+
+// Begin is true once: for who is to refresh the entry ahead of its expiry.
+func (e *Entry) Begin() bool { return e.marks.Or(markBegun)&markBegun == 0 }
+
+// Fail notes that a refresh of the entry has failed, at a time since when there
+// has been no word of its name. about says that the failure was about this name:
+// others may well be answered.
+func (e *Entry) Fail(at time.Duration, about bool) {
+	since := int64(at) - e.stored
+	if since < 0 {
+		return // what failed was asked before there was this entry
+	}
+	// Whole milliseconds: 31 bits are 24 days, and no entry lives for longer
+	// than twice 168 h. It is rounded down: what was answered later is later.
+	v := uint32(min(since/int64(time.Millisecond)+1, 1<<31-1)) << 1
+	if about {
+		v |= 1
+	}
+	e.failed.Store(v)
+}
+
+// Failed is what Fail noted last; ok is false where no refresh has failed.
+func (e *Entry) Failed() (at time.Duration, about, ok bool) {
+	v := e.failed.Load()
+	return time.Duration(e.stored) + time.Duration(v>>1-1)*time.Millisecond, v&1 != 0, v != 0
+}
 
 // Key is the key it was made for; it is not to be changed.
 func (e *Entry) Key() []byte { return e.data[:e.keyLen] }
@@ -98,10 +173,26 @@ func (e *Entry) cost() int64 { return entryOverhead + int64(cap(e.data)) }
 //
 // It does not allocate where dst has room for limit more bytes.
 func (e *Entry) AppendReply(dst []byte, q *wire.Query, now time.Duration, limit int) []byte {
+	return e.append(dst, q, limit, e.ede, int64(now)-e.stored, 0)
+}
+
+// AppendStale is AppendReply for an entry that has expired (RFC 8767): all its
+// TTLs are ttl seconds, and clients with EDNS are told that it is stale.
+func (e *Entry) AppendStale(dst []byte, q *wire.Query, ttl uint32, limit int) []byte {
+	ede := wire.EDEStale
+	if e.rcode == wire.NXDomain {
+		ede = wire.EDEStaleNXDomain
+	}
+	return e.append(dst, q, limit, ede, 0, ttl)
+}
+
+// append makes a reply with TTLs that are ttl, or where that is 0 the stored
+// ones less age.
+func (e *Entry) append(dst []byte, q *wire.Query, limit int, ede uint16, age int64, ttl uint32) []byte {
 	room := limit - wire.HeaderLen - len(q.Question)
 	opt := uint16(0)
 	if q.HasOPT {
-		room -= wire.OPTLen(e.ede)
+		room -= wire.OPTLen(ede)
 		opt = 1
 	}
 	flags, counts, size := wire.ReplyFlags(q, int(e.rcode)), e.counts, int(e.bodyLen)
@@ -126,19 +217,23 @@ func (e *Entry) AppendReply(dst []byte, q *wire.Query, now time.Duration, limit 
 	} else {
 		dst = append(dst, body[:size]...)
 	}
-	if age := (int64(now) - e.stored) / int64(time.Second); age > 0 {
+	if age /= int64(time.Second); age > 0 || ttl > 0 {
 		for ttls := e.ttls(); len(ttls) > 0; ttls = ttls[2:] {
 			off := int(binary.BigEndian.Uint16(ttls))
 			if off >= size {
 				break
 			}
 			b := dst[at+off:]
-			ttl := int64(binary.BigEndian.Uint32(b))
-			binary.BigEndian.PutUint32(b, uint32(max(ttl-age, 0)))
+			if ttl > 0 {
+				binary.BigEndian.PutUint32(b, ttl)
+				continue
+			}
+			stored := int64(binary.BigEndian.Uint32(b))
+			binary.BigEndian.PutUint32(b, uint32(max(stored-age, 0)))
 		}
 	}
 	if q.HasOPT {
-		dst = wire.AppendOPT(dst, int(e.rcode), q.DO, e.ede)
+		dst = wire.AppendOPT(dst, int(e.rcode), q.DO, ede)
 	}
 	return dst
 }

@@ -25,12 +25,14 @@ import (
 // Integers are big endian. It is no file format for others: only the next
 // process of this node reads it.
 const (
-	snapshotMagic  = "nldns\x00\x00\x01"
+	snapshotMagic  = "nldns\x00\x00\x02"
 	snapshotHeader = len(snapshotMagic) + sha256.Size + 8 + 4
-	// entryHeader is the part of an entry before its data: age and time left
-	// in nanoseconds, the lengths of key, body and data, three counts, three of
-	// the rotation, flags, response code, class and zone.
-	entryHeader = 2*8 + 2 + 2 + 4 + 6*2 + 4
+	// entryHeader is the part of an entry before its data: age in nanoseconds,
+	// life in seconds, the lengths of data, key and body, three counts, three of
+	// the rotation, flags, response code, class, zone, refreshes that nobody asked
+	// for. That a refresh has failed is not in it: the next process knows nothing
+	// of who has been answered since.
+	entryHeader = 8 + 4 + 4 + 2 + 2 + 6*2 + 5
 )
 
 // flags of an entry in a snapshot.
@@ -52,8 +54,8 @@ var (
 // taken back.
 type Origin [sha256.Size]byte
 
-// Snapshot writes the replies that are fresh at now, and says how many.
-// Failures are left out: they live for a second. at is the time on a clock that
+// Snapshot writes the replies that are fresh at now or kept beyond that, and says
+// how many. Failures are left out: they live for a second. at is the time on a clock that
 // goes on while no process runs, and never backwards: CLOCK_BOOTTIME. The cache
 // may be used meanwhile.
 func (c *Cache) Snapshot(w io.Writer, from Origin, now, at time.Duration) (int, error) {
@@ -62,9 +64,11 @@ func (c *Cache) Snapshot(w io.Writer, from Origin, now, at time.Duration) (int, 
 		for i := range c.shards {
 			s := &c.shards[i]
 			s.mu.RLock()
-			for e := s.pools[pool].oldest; e != nil; e = e.newer {
-				if e.Fresh(now) {
-					all = append(all, e)
+			for _, l := range [...]*list{&s.pools[pool], &s.stale[pool]} {
+				for e := l.oldest; e != nil; e = e.newer {
+					if c.kept(e, now) {
+						all = append(all, e)
+					}
 				}
 			}
 			s.mu.RUnlock()
@@ -91,28 +95,31 @@ func (c *Cache) Snapshot(w io.Writer, from Origin, now, at time.Duration) (int, 
 	return len(all), nil
 }
 
+// kept says whether an entry is fresh at now, or to be kept all the same.
+func (c *Cache) kept(e *Entry, now time.Duration) bool {
+	return e.Expired(now) < time.Duration(c.keep[e.pool()].Load())
+}
+
 func (e *Entry) appendHeader(b []byte, now time.Duration) []byte {
 	var flags byte
 	if e.ad {
 		flags |= snapshotAD
 	}
-	if e.used.Load() {
+	if e.marks.Load()&markUsed != 0 {
 		flags |= snapshotUsed
 	}
 	b = binary.BigEndian.AppendUint64(b, uint64(int64(now)-e.stored))
-	b = binary.BigEndian.AppendUint64(b, uint64(e.expires-int64(now)))
-	b = binary.BigEndian.AppendUint16(b, e.keyLen)
-	b = binary.BigEndian.AppendUint16(b, e.bodyLen)
+	b = binary.BigEndian.AppendUint32(b, e.ttl)
 	b = binary.BigEndian.AppendUint32(b, uint32(len(e.data)))
-	for _, n := range [...]uint16{e.counts[0], e.counts[1], e.counts[2], e.rotate.from, e.rotate.size, e.rotate.n} {
+	for _, n := range [...]uint16{e.keyLen, e.bodyLen, e.counts[0], e.counts[1], e.counts[2], e.rotate.from, e.rotate.size, e.rotate.n} {
 		b = binary.BigEndian.AppendUint16(b, n)
 	}
-	return append(b, flags, e.rcode, byte(e.class), e.zone)
+	return append(b, flags, e.rcode, byte(e.class), e.zone, e.unasked)
 }
 
-// Restore puts the replies of a snapshot into the cache that are still fresh,
-// and says how many: their TTLs have gone on counting by the clock of at, see
-// Snapshot. It takes all of it or nothing. Read from r is at most what a full
+// Restore puts the replies of a snapshot into the cache that are still fresh, or
+// kept beyond that, and says how many: their TTLs have gone on counting by the
+// clock of at, see Snapshot. It takes all of it or nothing. Read from r is at most what a full
 // cache makes. The error says why nothing was taken; it is one of those above,
 // or of r.
 func (c *Cache) Restore(r io.Reader, from Origin, now, at time.Duration) (int, error) {
@@ -150,11 +157,14 @@ func (c *Cache) Restore(r io.Reader, from Origin, now, at time.Duration) (int, e
 		return 0, fmt.Errorf("%w: more than its entries", ErrDamaged)
 	}
 	n := 0
-	for _, e := range all {
-		if e.Fresh(now) {
-			c.Put(e)
-			n++
+	for _, fresh := range []bool{false, true} {
+		for _, e := range all {
+			if e.Fresh(now) == fresh && c.kept(e, now) {
+				c.Put(e)
+				n++
+			}
 		}
+		c.Sweep(now) // where there is not room for all, what is stale goes
 	}
 	return n, nil
 }
@@ -166,22 +176,24 @@ func readEntry(b []byte, now, ago time.Duration) (*Entry, []byte) {
 		return nil, nil
 	}
 	short := func(at int) uint16 { return binary.BigEndian.Uint16(b[at:]) }
-	age, left := time.Duration(binary.BigEndian.Uint64(b)), time.Duration(binary.BigEndian.Uint64(b[8:]))
-	flags, size := b[entryHeader-4], binary.BigEndian.Uint32(b[20:])
+	age, life := time.Duration(binary.BigEndian.Uint64(b)), binary.BigEndian.Uint32(b[8:])
+	flags, size := b[entryHeader-5], binary.BigEndian.Uint32(b[12:])
 	e := &Entry{
-		stored: int64(now - ago - age), expires: int64(now - ago + left),
+		stored: int64(now - ago - age), ttl: life,
 		keyLen: short(16), bodyLen: short(18),
-		counts: [3]uint16{short(24), short(26), short(28)},
-		rotate: rotation{short(30), short(32), short(34)},
-		ede:    wire.EDENone, rcode: b[entryHeader-3], class: Class(b[entryHeader-2]), zone: b[entryHeader-1],
-		ad: flags&snapshotAD != 0,
+		counts: [3]uint16{short(20), short(22), short(24)},
+		rotate: rotation{short(26), short(28), short(30)},
+		ede:    wire.EDENone, rcode: b[entryHeader-4], class: Class(b[entryHeader-3]), zone: b[entryHeader-2],
+		ad: flags&snapshotAD != 0, unasked: b[entryHeader-1],
 	}
 	if b = b[entryHeader:]; uint64(len(b)) < uint64(size) {
 		return nil, nil
 	}
 	e.data = bytes.Clone(b[:size])
-	e.used.Store(flags&snapshotUsed != 0)
-	if age < 0 || left <= 0 || max(age, left) > maxLife || !e.sound() {
+	if flags&snapshotUsed != 0 {
+		e.marks.Store(markUsed)
+	}
+	if age < 0 || age > maxAge || life == 0 || e.life() > maxLife || !e.sound() {
 		return nil, nil
 	}
 	return e, b[size:]
@@ -189,6 +201,10 @@ func readEntry(b []byte, now, ago time.Duration) (*Entry, []byte) {
 
 // maxLife bounds what a TTL can be: 31 bits of seconds (RFC 2181 8).
 const maxLife = 1 << 31 * time.Second
+
+// maxAge bounds how old an entry can be: it lives, and is then kept, for as long
+// as that at the most. The sum is within the range of a time.Duration.
+const maxAge = 2 * maxLife
 
 // sound says that replies can be made from the entry without going beyond its
 // data.

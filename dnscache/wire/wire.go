@@ -76,11 +76,13 @@ const (
 
 // Extended DNS Errors that the resolver gives (RFC 8914, IANA).
 const (
-	EDENone         uint16 = 0xFFFF // not an error code: no EDE
-	EDEOther        uint16 = 0
-	EDENotReady     uint16 = 14
-	EDENoReachable  uint16 = 22
-	EDENetworkError uint16 = 23
+	EDENone          uint16 = 0xFFFF // not an error code: no EDE
+	EDEOther         uint16 = 0
+	EDEStale         uint16 = 3
+	EDENotReady      uint16 = 14
+	EDEStaleNXDomain uint16 = 19
+	EDENoReachable   uint16 = 22
+	EDENetworkError  uint16 = 23
 )
 
 // Sizes and marks inside messages.
