@@ -104,6 +104,18 @@ type event struct {
 	n    int
 }
 
+// about is the kind of an event and the name that it is about.
+func (e event) about() string {
+	words := strings.Fields(e.text)
+	switch {
+	case words[0] == "asks": // SERVER over PROTO: NAME
+		return words[0] + words[4]
+	case words[0] == "replies:" && len(words) > 1: // NAME
+		return words[0] + words[1]
+	}
+	return words[0]
+}
+
 // happened notes an event. Equal ones that happen at one time are counted.
 func (c *conversation) happened(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
@@ -123,10 +135,14 @@ func (c *conversation) happened(format string, args ...any) {
 	c.events = append(c.events, event{at, text, 1})
 }
 
-// took returns what happened since it was last called.
+// took returns what happened since it was last called. What happens at one time
+// does so in several goroutines: questions come before replies, and both go by name.
 func (c *conversation) took() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	slices.SortStableFunc(c.events, func(a, b event) int {
+		return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.about(), b.about()))
+	})
 	var b strings.Builder
 	for _, e := range c.events {
 		times := ""
@@ -313,10 +329,12 @@ func (c *conversation) often(words []string) {
 		}
 	}
 	synctest.Wait()
-	c.happened("the slowest reply took %v", c.slowest)
+	c.mu.Lock()
+	slowest := c.slowest
+	c.mu.Unlock()
+	c.happened("slowest reply: %v", slowest)
 	c.mu.Lock()
 	c.tally = false
-	slices.SortStableFunc(c.events, func(a, b event) int { return cmp.Compare(a.text, b.text) })
 	c.mu.Unlock()
 }
 
@@ -485,7 +503,7 @@ func (c *conversation) stats() string {
 	add("joined", int64(st.FlightsJoined))
 	add("flights", st.Flights)
 	for i, n := range st.Refreshes {
-		add(Refreshes[i], int64(n))
+		add("refreshes-"+Refreshes[i], int64(n))
 	}
 	add("refused", int64(st.Refused))
 	add("timeouts", int64(st.Timeouts))
