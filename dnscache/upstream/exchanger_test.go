@@ -129,7 +129,7 @@ func answers(t *testing.T) func(int64, *net.TCPConn) {
 }
 
 // newTCP is an exchanger whose connections are gone at the end of the test.
-func newTCP(t *testing.T, s *tcpServer, now func() time.Time) *TCP {
+func newTCP(t *testing.T, s *tcpServer, now func() time.Time) *Pool {
 	e := NewTCP(s.at, now)
 	t.Cleanup(func() { _ = e.Close() })
 	return e
@@ -262,7 +262,7 @@ func TestBrokenRepliesOverTCP(t *testing.T) {
 			copy(other, q[:2])
 			_, _ = c.Write(framed(reply(t, other, "192.0.2.66")))
 		}, wire.OtherQuestion},
-		"64 KiB of nothing": {func(_ []byte, c *net.TCPConn) { _, _ = c.Write(framed(make([]byte, 65535))) }, wire.NotAReply},
+		"64 KiB of nothing": {func(_ []byte, c *net.TCPConn) { _, _ = c.Write(framed(make([]byte, 65535))) }, wire.OtherID},
 	} {
 		t.Run(what, func(t *testing.T) {
 			leaves(t)
@@ -309,7 +309,14 @@ func TestWhatComesUnaskedIsNobodysReply(t *testing.T) {
 	}
 }
 
-func TestSilenceEndsWithTheContext(t *testing.T) {
+// open is how many connections a pool has.
+func open(p *Pool) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.conns)
+}
+
+func TestAReplyThatNobodyWaitsForIsWaitedForAWhile(t *testing.T) {
 	leaves(t)
 	asked, gone := make(chan struct{}), make(chan struct{})
 	s := serveTCP(t, func(_ int64, c *net.TCPConn) {
@@ -318,7 +325,8 @@ func TestSilenceEndsWithTheContext(t *testing.T) {
 		frame(c) // until the connection is closed
 		close(gone)
 	})
-	e := newTCP(t, s, time.Now)
+	var now atomic.Int64
+	e := newTCP(t, s, func() time.Time { return time.Unix(0, now.Load()) })
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
 		<-asked
@@ -327,38 +335,56 @@ func TestSilenceEndsWithTheContext(t *testing.T) {
 	if r, err := e.Exchange(ctx, query(t, "www.example"), nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("%x, %v", r, err)
 	}
+	now.Add(int64(owedLimit) - 1)
+	e.tidy()
+	if open(e) != 1 {
+		t.Error("a connection that owes a reply is closed at once")
+	}
+	now.Add(1)
+	e.tidy()
 	<-gone
-	if len(e.idle) != 0 {
-		t.Error("a connection that owes a reply is kept")
+	if open(e) != 0 {
+		t.Error("a connection that owes a reply is kept for good")
 	}
 }
 
-func TestConnectionsAreNotUsedForEver(t *testing.T) {
+func TestALateReplyFreesItsConnection(t *testing.T) {
 	leaves(t)
-	s := serveTCP(t, answers(t))
-	var now atomic.Int64
-	e := newTCP(t, s, func() time.Time { return time.Unix(0, now.Load()) })
-	for _, tt := range []struct {
-		after time.Duration
-		want  int64
-	}{
-		{0, 1}, {idleLimit - 1, 1}, {idleLimit - 1, 1}, // in use all the time
-		{idleLimit, 2}, // idle for too long
-		{idleLimit - 1, 2}, {idleLimit - 1, 2}, {idleLimit - 1, 2}, {idleLimit - 1, 2}, {idleLimit - 1, 2}, {idleLimit - 1, 2},
-		{6, 3}, // in use all the time, and old
-	} {
-		now.Add(int64(tt.after))
-		if _, err := e.Exchange(t.Context(), query(t, "www.example"), nil); err != nil {
-			t.Fatal(err)
+	asked, late := make(chan struct{}), make(chan struct{})
+	s := serveTCP(t, func(n int64, c *net.TCPConn) {
+		for q := frame(c); q != nil; q = frame(c) {
+			select {
+			case asked <- struct{}{}:
+				<-late
+			default:
+			}
+			_, _ = c.Write(framed(reply(t, q, "192.0.2.1")))
 		}
-		if n := s.conns.Load(); n != tt.want {
-			t.Fatalf("after %v: connection %d, want %d", time.Duration(now.Load()), n, tt.want)
-		}
+	})
+	e := newTCP(t, s, time.Now)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-asked
+		cancel()
+	}()
+	if r, err := e.Exchange(ctx, query(t, "late.example"), nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("%x, %v", r, err)
 	}
-	now.Add(int64(idleLimit))
-	e.reap()
-	if len(e.idle) != 0 {
-		t.Error("a connection that was idle for too long is still there")
+	close(late)
+	for { // until the late reply is there
+		e.mu.Lock()
+		n := len(e.idle)
+		e.mu.Unlock()
+		if n == 1 {
+			break
+		}
+		runtime.Gosched()
+	}
+	if r, err := e.Exchange(t.Context(), query(t, "www.example"), nil); err != nil || address(t, r) != "192.0.2.1" {
+		t.Errorf("%x, %v", r, err)
+	}
+	if n := s.conns.Load(); n != 1 {
+		t.Errorf("%d connections", n)
 	}
 }
 
@@ -394,23 +420,6 @@ func TestNoConnectionFromBeforeARenewalIsUsed(t *testing.T) {
 	}
 }
 
-func TestConnectionsAreBounded(t *testing.T) {
-	leaves(t)
-	e := newTCP(t, serveTCP(t, answers(t)), time.Now)
-	for range maxConns {
-		e.slots <- struct{}{}
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := e.Exchange(ctx, query(t, "www.example"), nil); !errors.Is(err, context.Canceled) {
-		t.Errorf("%v", err)
-	}
-	go func() { <-e.slots }()
-	if _, err := e.Exchange(t.Context(), query(t, "www.example"), nil); err != nil {
-		t.Errorf("when one is free again: %v", err)
-	}
-}
-
 func TestAClosedExchangerKeepsNothing(t *testing.T) {
 	leaves(t)
 	asked, release := make(chan struct{}, 2), make(chan struct{})
@@ -433,7 +442,7 @@ func TestAClosedExchangerKeepsNothing(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Errorf("a question under way: %v", err)
 	}
-	if len(e.idle) != 0 {
+	if open(e) != 0 {
 		t.Error("its connection is kept")
 	}
 }
