@@ -82,14 +82,17 @@ var (
 	descQueries       = desc("queries_total", "Well-formed queries received, by protocol.", "proto")
 	descMalformed     = desc("malformed_queries_total", "Packets that were no query: dropped, or answered FORMERR.")
 	descReplies       = desc("replies_total", "Replies sent, by response code.", "rcode")
-	descHits          = desc("cache_hits_total", "Queries answered from the cache, by kind of zone.", "zone")
-	descMisses        = desc("cache_misses_total", "Queries that the cache could not answer, by kind of zone.", "zone")
+	descHits          = desc("cache_hits_total", "Queries answered with a fresh reply from the cache, by kind of zone.", "zone")
+	descMisses        = desc("cache_misses_total", "Queries that the cache had no fresh reply to, by kind of zone.", "zone")
+	descStale         = desc("stale_replies_total", "Replies given although they had expired, by kind of zone.", "zone")
 	descEntries       = desc("cache_entries", "Replies kept, by kind of zone and of reply.", "zone", "kind")
 	descBytes         = desc("cache_bytes", "Memory charged for all replies kept.")
 	descMaxBytes      = desc("cache_max_bytes", "The most memory that replies may be charged for.")
 	descEvictions     = desc("cache_evictions_total", "Replies dropped before their time to make room.")
 	descFlights       = desc("flights", "Questions to upstreams under way.")
 	descFlightsJoined = desc("flights_joined_total", "Queries that waited for a question already under way.")
+	descRefreshes     = desc("refreshes_total", "Questions to upstreams that no client waited for, by reason.", "reason")
+	descRefused       = desc("refreshes_refused_total", "Such questions that were not asked because there were too many.")
 	descLoops         = desc("loops_total", "Queries of our own that came back to us.")
 	descTimeouts      = desc("timeouts_total", "Queries answered SERVFAIL because no upstream gave a usable reply in time.")
 	descShed          = desc("shed_total", "Queries answered SERVFAIL because too many questions were under way.")
@@ -103,8 +106,8 @@ var (
 
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descQueries, descMalformed, descReplies, descHits, descMisses, descEntries, descBytes, descMaxBytes,
-		descEvictions, descFlights, descFlightsJoined, descLoops, descTimeouts, descShed, descDrops, descClients,
+		descQueries, descMalformed, descReplies, descHits, descMisses, descStale, descEntries, descBytes, descMaxBytes,
+		descEvictions, descFlights, descFlightsJoined, descRefreshes, descRefused, descLoops, descTimeouts, descShed, descDrops, descClients,
 		descUpQueries, descUpErrors, descUpDown, descUpSeconds,
 	} {
 		ch <- d
@@ -134,6 +137,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		zone := dnscache.ZoneKinds[i]
 		counter(descHits, z.Hits, zone)
 		counter(descMisses, z.Misses, zone)
+		counter(descStale, z.Stale, zone)
 		gauge(descEntries, z.Success, zone, "success")
 		gauge(descEntries, z.Denial, zone, "denial")
 	}
@@ -142,6 +146,10 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	counter(descEvictions, s.Evictions)
 	gauge(descFlights, s.Flights)
 	counter(descFlightsJoined, s.FlightsJoined)
+	for i, n := range s.Refreshes {
+		counter(descRefreshes, n, dnscache.Refreshes[i])
+	}
+	counter(descRefused, s.Refused)
 	counter(descLoops, s.Loops)
 	counter(descTimeouts, s.Timeouts)
 	counter(descShed, s.Shed)

@@ -25,9 +25,10 @@ func someStats() fixedStats {
 	}
 	s.Queries[dnscache.UDP], s.Queries[dnscache.TCP] = 1000, 200
 	s.Replies[0], s.Replies[3], s.Replies[16], s.Replies[23] = 900, 100, 2, 1
-	s.Cache[0] = dnscache.CacheStats{Hits: 21, Misses: 22, Success: 23, Denial: 24}
-	s.Cache[1] = dnscache.CacheStats{Hits: 31, Misses: 32, Success: 33, Denial: 34}
-	s.Cache[2] = dnscache.CacheStats{Hits: 41, Misses: 42, Success: 43, Denial: 44}
+	s.Refreshes, s.Refused = [...]uint64{51, 52, 53}, 54
+	s.Cache[0] = dnscache.CacheStats{Hits: 21, Misses: 22, Stale: 25, Success: 23, Denial: 24}
+	s.Cache[1] = dnscache.CacheStats{Hits: 31, Misses: 32, Stale: 35, Success: 33, Denial: 34}
+	s.Cache[2] = dnscache.CacheStats{Hits: 41, Misses: 42, Stale: 45, Success: 43, Denial: 44}
 	u := dnscache.UpstreamStats{
 		Server: netip.MustParseAddrPort("10.96.0.10:53"), Proto: dnscache.TCP,
 		Queries: 10, Errors: 2, LatencySum: 1500 * time.Millisecond, Down: true,
@@ -52,7 +53,7 @@ nodelocaldns_cache_entries{kind="success",zone="reverse"} 33
 # HELP nodelocaldns_cache_evictions_total Replies dropped before their time to make room.
 # TYPE nodelocaldns_cache_evictions_total counter
 nodelocaldns_cache_evictions_total 5
-# HELP nodelocaldns_cache_hits_total Queries answered from the cache, by kind of zone.
+# HELP nodelocaldns_cache_hits_total Queries answered with a fresh reply from the cache, by kind of zone.
 # TYPE nodelocaldns_cache_hits_total counter
 nodelocaldns_cache_hits_total{zone="cluster"} 21
 nodelocaldns_cache_hits_total{zone="external"} 41
@@ -60,7 +61,7 @@ nodelocaldns_cache_hits_total{zone="reverse"} 31
 # HELP nodelocaldns_cache_max_bytes The most memory that replies may be charged for.
 # TYPE nodelocaldns_cache_max_bytes gauge
 nodelocaldns_cache_max_bytes 3.3554432e+07
-# HELP nodelocaldns_cache_misses_total Queries that the cache could not answer, by kind of zone.
+# HELP nodelocaldns_cache_misses_total Queries that the cache had no fresh reply to, by kind of zone.
 # TYPE nodelocaldns_cache_misses_total counter
 nodelocaldns_cache_misses_total{zone="cluster"} 22
 nodelocaldns_cache_misses_total{zone="external"} 42
@@ -81,6 +82,14 @@ nodelocaldns_malformed_queries_total 3
 # TYPE nodelocaldns_queries_total counter
 nodelocaldns_queries_total{proto="tcp"} 200
 nodelocaldns_queries_total{proto="udp"} 1000
+# HELP nodelocaldns_refreshes_refused_total Such questions that were not asked because there were too many.
+# TYPE nodelocaldns_refreshes_refused_total counter
+nodelocaldns_refreshes_refused_total 54
+# HELP nodelocaldns_refreshes_total Questions to upstreams that no client waited for, by reason.
+# TYPE nodelocaldns_refreshes_total counter
+nodelocaldns_refreshes_total{reason="prefetch"} 51
+nodelocaldns_refreshes_total{reason="reload"} 52
+nodelocaldns_refreshes_total{reason="stale"} 53
 # HELP nodelocaldns_replies_total Replies sent, by response code.
 # TYPE nodelocaldns_replies_total counter
 nodelocaldns_replies_total{rcode="BADVERS"} 2
@@ -97,6 +106,11 @@ nodelocaldns_shed_total 10
 # HELP nodelocaldns_socket_drops_total Datagrams the kernel dropped because a receive buffer was full.
 # TYPE nodelocaldns_socket_drops_total counter
 nodelocaldns_socket_drops_total 11
+# HELP nodelocaldns_stale_replies_total Replies given although they had expired, by kind of zone.
+# TYPE nodelocaldns_stale_replies_total counter
+nodelocaldns_stale_replies_total{zone="cluster"} 25
+nodelocaldns_stale_replies_total{zone="external"} 45
+nodelocaldns_stale_replies_total{zone="reverse"} 35
 # HELP nodelocaldns_tcp_clients Open TCP connections of clients.
 # TYPE nodelocaldns_tcp_clients gauge
 nodelocaldns_tcp_clients 12

@@ -51,15 +51,19 @@ type Cluster struct {
 	DNS    []netip.AddrPort // the kube-dns addresses; may be empty
 }
 
-// Zones are the caps of the three kinds of zone.
+// Zones are the caps of the three kinds of zone, and how they serve what has
+// expired: as the Cache says, but where a zone says otherwise.
 type Zones struct {
 	Cluster, Reverse, External dnscache.Zone
 }
 
-// Cache says how much may be kept.
+// Cache says how much may be kept, and what becomes of replies as they expire.
 type Cache struct {
-	MaxBytes int64 // one budget for all zones, a multiple of 1 KiB
-	Persist  bool  // the next process of the resolver's unit goes on with what this one has kept
+	MaxBytes   int64          // one budget for all zones, a multiple of 1 KiB
+	ServeStale dnscache.Stale // for the zones that say nothing else
+	Prefetch   dnscache.Prefetch
+	Reload     int  // how often an answer is refreshed without being asked for
+	Persist    bool // the next process of the resolver's unit goes on with what this one has kept
 }
 
 // Kubelet says whether the kubelet is made to name us first to pods, and how.
@@ -124,6 +128,10 @@ func Default() Config {
 	limits := func(ttl time.Duration) dnscache.Limits {
 		return dnscache.Limits{Entries: 9984, MaxTTL: ttl}
 	}
+	// An hour is longer than most outages. RFC 8767 5 has clients wait for 1.8 s,
+	// but before a second is over they must have an answer here (README), and TTLs
+	// of 30 s, as it says. An expired denial would hide a Service that was made.
+	stale := dnscache.Stale{For: time.Hour, AnswerTTL: 30 * time.Second, ClientTimeout: 400 * time.Millisecond}
 	return Config{
 		Listen: Listen{
 			Addresses: []netip.Addr{netip.MustParseAddr("169.254.20.10")},
@@ -134,11 +142,14 @@ func Default() Config {
 		Cluster:   Cluster{Domain: "cluster.local", Auto: true},
 		Upstreams: dnscache.Upstreams{Source: dnscache.KubeDNS},
 		Zones: Zones{
-			Cluster:  dnscache.Zone{Success: limits(30 * time.Second), Denial: limits(5 * time.Second), Transport: dnscache.TransportTCP},
-			Reverse:  dnscache.Zone{Success: limits(30 * time.Second), Denial: limits(30 * time.Second), Transport: dnscache.TransportTCP},
-			External: dnscache.Zone{Success: limits(30 * time.Second), Denial: limits(30 * time.Second), Transport: dnscache.TransportAuto},
+			Cluster:  dnscache.Zone{Success: limits(30 * time.Second), Denial: limits(5 * time.Second), Transport: dnscache.TransportTCP, Stale: stale},
+			Reverse:  dnscache.Zone{Success: limits(30 * time.Second), Denial: limits(30 * time.Second), Transport: dnscache.TransportTCP, Stale: stale},
+			External: dnscache.Zone{Success: limits(30 * time.Second), Denial: limits(30 * time.Second), Transport: dnscache.TransportAuto, Stale: stale},
 		},
-		Cache: Cache{MaxBytes: 32 << 20, Persist: true},
+		Cache: Cache{
+			MaxBytes: 32 << 20, ServeStale: stale,
+			Prefetch: dnscache.Prefetch{At: 10, MinHits: 2}, Persist: true,
+		},
 		Kubelet: Kubelet{
 			Manage: true, Backend: kubelet.Auto,
 			Drain: drain.Auto, Timeout: 5 * time.Minute, Settle: 30 * time.Second,
@@ -219,6 +230,8 @@ func (c Config) Resolver(found []netip.Addr) dnscache.Config {
 		Cluster:     c.Zones.Cluster,
 		Reverse:     c.Zones.Reverse,
 		External:    c.Zones.External,
+		Prefetch:    c.Cache.Prefetch,
+		Reload:      c.Cache.Reload,
 		MaxBytes:    c.Cache.MaxBytes,
 	}
 }

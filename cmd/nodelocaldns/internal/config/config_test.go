@@ -46,7 +46,7 @@ func TestTheReferenceSaysWhatTheCodeDoes(t *testing.T) {
 
 func TestEveryKeyOfTheReferenceHasAComment(t *testing.T) {
 	// The second and later of a row of alike keys need none.
-	alike := []string{"success:", "denial:", "entries:", "maxTTL:", "transport:", "net.netfilter."}
+	alike := []string{"success:", "denial:", "entries:", "maxTTL:", "transport:", "serveStale: auto", "net.netfilter."}
 	for i, line := range strings.Split(string(Reference), "\n") {
 		key := strings.TrimSpace(line)
 		if key == "" || strings.Contains(line, "# ") || !strings.HasPrefix(line, " ") ||
@@ -96,10 +96,10 @@ sysctls:
   net.netfilter.nf_conntrack_tcp_timeout_close_wait: {value: 60, policy: exact}
   net.netfilter.nf_conntrack_max: {value: 2097152}
 kubelet: {manage: false, unit: kubelet@1.service, backend: args-file, drain: cordon, timeout: 10m, settle: 1m30s, kubeconfig: /etc/kubernetes/our.conf}
-cache: {maxBytes: 1536KiB, persist: false}
+cache: {maxBytes: 1536KiB, serveStale: {for: 2h, answerTTL: 7s, clientTimeout: 250ms, denial: true}, prefetch: {at: 25%, minHits: 3}, reload: 4, persist: false}
 zones:
-  cluster: {success: {entries: 1, maxTTL: 2s}, denial: {entries: 3, maxTTL: 0}, transport: auto}
-  reverse: {success: {entries: 4, maxTTL: 1h30m}, denial: {entries: 0, maxTTL: 168h}, transport: udp}
+  cluster: {success: {entries: 1, maxTTL: 2s}, denial: {entries: 3, maxTTL: 0}, transport: auto, serveStale: {for: 3h, denial: false}}
+  reverse: {success: {entries: 4, maxTTL: 1h30m}, denial: {entries: 0, maxTTL: 168h}, transport: udp, serveStale: {for: 0s, answerTTL: 1s, clientTimeout: 800ms, denial: true}}
   external: {success: {entries: 5, maxTTL: 6s}, denial: {entries: 7, maxTTL: 8s}, transport: tcp}
 stubDomains:
   Corp.Example.: [192.0.2.1, "192.0.2.2:5353"]
@@ -117,10 +117,14 @@ func TestEveryKeyIsRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	stale := dnscache.Stale{For: 2 * time.Hour, AnswerTTL: 7 * time.Second, ClientTimeout: 250 * time.Millisecond, Denial: true}
+	ofCluster, ofReverse := stale, dnscache.Stale{AnswerTTL: time.Second, ClientTimeout: 800 * time.Millisecond, Denial: true}
+	ofCluster.For, ofCluster.Denial = 3*time.Hour, false
+	prefetch := dnscache.Prefetch{At: 25, MinHits: 3}
 	zones := Zones{
-		Cluster:  dnscache.Zone{Success: limits(1, 2*time.Second), Denial: limits(3, 0), Transport: dnscache.TransportAuto},
-		Reverse:  dnscache.Zone{Success: limits(4, 90*time.Minute), Denial: limits(0, 168*time.Hour), Transport: dnscache.TransportUDP},
-		External: dnscache.Zone{Success: limits(5, 6*time.Second), Denial: limits(7, 8*time.Second), Transport: dnscache.TransportTCP},
+		Cluster:  dnscache.Zone{Success: limits(1, 2*time.Second), Denial: limits(3, 0), Transport: dnscache.TransportAuto, Stale: ofCluster},
+		Reverse:  dnscache.Zone{Success: limits(4, 90*time.Minute), Denial: limits(0, 168*time.Hour), Transport: dnscache.TransportUDP, Stale: ofReverse},
+		External: dnscache.Zone{Success: limits(5, 6*time.Second), Denial: limits(7, 8*time.Second), Transport: dnscache.TransportTCP, Stale: stale},
 	}
 	upstreams := dnscache.Upstreams{
 		Source:  dnscache.ServerList,
@@ -144,7 +148,7 @@ func TestEveryKeyIsRead(t *testing.T) {
 		Upstreams:   upstreams,
 		StubDomains: stubs,
 		Zones:       zones,
-		Cache:       Cache{MaxBytes: 1536 << 10},
+		Cache:       Cache{MaxBytes: 1536 << 10, ServeStale: stale, Prefetch: prefetch, Reload: 4},
 		Kubelet: Kubelet{Manage: false, Unit: "kubelet@1.service", Backend: kubelet.ByArgsFile, Settle: 90 * time.Second,
 			Drain: drain.Cordon, Timeout: 10 * time.Minute, Kubeconfig: "/etc/kubernetes/our.conf"},
 		Sysctls: sysctls,
@@ -162,7 +166,7 @@ func TestEveryKeyIsRead(t *testing.T) {
 			ClusterDNS:    []netip.AddrPort{ap("10.96.0.10:53"), ap("[fd00::a]:53")},
 			Upstreams:     upstreams, StubDomains: stubs,
 			Cluster: zones.Cluster, Reverse: zones.Reverse, External: zones.External,
-			MaxBytes: 1536 << 10,
+			Prefetch: prefetch, Reload: 4, MaxBytes: 1536 << 10,
 		}
 		if diff := cmp.Diff(want, got.Resolver(nil), compare); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
@@ -244,6 +248,33 @@ func TestKubeDNSIsFoundOrGiven(t *testing.T) {
 	}
 }
 
+// A zone that says nothing of expired replies goes by the cache, wherever the two
+// stand in the file; one that says something by the cache in all else.
+func TestZonesGoByTheCacheInWhatTheyDoNotSay(t *testing.T) {
+	for _, tt := range []struct {
+		text                       string
+		cluster, reverse, external time.Duration
+	}{
+		{"", time.Hour, time.Hour, time.Hour},
+		{"cache: {serveStale: {for: 2h}}", 2 * time.Hour, 2 * time.Hour, 2 * time.Hour},
+		{"{zones: {cluster: {serveStale: {for: 0s}}}, cache: {serveStale: {for: 2h}}}", 0, 2 * time.Hour, 2 * time.Hour},
+		{"{cache: {serveStale: {for: 0s}}, zones: {external: {serveStale: {for: 24h}}, reverse: {serveStale: auto}}}", 0, 0, 24 * time.Hour},
+		{"{zones: {cluster: {serveStale: {denial: true}}}, cache: {serveStale: {for: 3h}}}", 3 * time.Hour, 3 * time.Hour, 3 * time.Hour},
+	} {
+		c, err := Parse(strings.NewReader(tt.text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		z := c.Zones
+		if z.Cluster.Stale.For != tt.cluster || z.Reverse.Stale.For != tt.reverse || z.External.Stale.For != tt.external {
+			t.Errorf("%q: %v", tt.text, z)
+		}
+		if z.Cluster.Stale.AnswerTTL != 30*time.Second || z.Cluster.Stale.Denial != strings.Contains(tt.text, "denial") {
+			t.Errorf("%q: %v", tt.text, z.Cluster.Stale)
+		}
+	}
+}
+
 // Mapping must copy: the halves of the program must not meet in a slice.
 func TestTheHalvesShareNoMemory(t *testing.T) {
 	c, d := Default(), Default()
@@ -266,7 +297,7 @@ func TestRejected(t *testing.T) {
 		{"a list as a key", "? [a]\n: b\n", `1: found a list as a key, allowed: a mapping of listen, cluster, upstreams, stubDomains, zones, cache, kubelet, sysctls, notrack, metrics, health`},
 		{"a merge key", "listen:\n  <<: {port: 53}\n", `2: listen."<<": unknown key, allowed: addresses, port, interface, linkType`},
 		{"no value", "listen:\n", `1: listen: found nothing, allowed: a mapping of addresses, port, interface, linkType`},
-		{"text for a mapping", "cache: 32MiB\n", `1: cache: found "32MiB", allowed: a mapping of maxBytes, persist`},
+		{"text for a mapping", "cache: 32MiB\n", `1: cache: found "32MiB", allowed: a mapping of maxBytes, serveStale, prefetch, reload, persist`},
 		{"a list for the file", "- a\n", `1: found a list, allowed: a mapping of listen, cluster, upstreams, stubDomains, zones, cache, kubelet, sysctls, notrack, metrics, health`},
 
 		{"port text", "listen: {port: domain}\n", `1: listen.port: found "domain", allowed: a whole number from 1 to 65535`},
@@ -336,7 +367,17 @@ func TestRejected(t *testing.T) {
 		{"a decimal unit", "cache: {maxBytes: 32MB}\n", `1: cache.maxBytes: found "32MB", allowed: a size such as 32MiB, from 1MiB to 16GiB, in KiB, MiB or GiB`},
 		{"a size that overflows", "cache: {maxBytes: 9223372036854775807GiB}\n", `1: cache.maxBytes: found "9223372036854775807GiB", allowed: a size such as 32MiB, from 1MiB to 16GiB, in KiB, MiB or GiB`},
 		{"a small size", "cache: {maxBytes: 1023KiB}\n", `1: cache.maxBytes: found "1023KiB", allowed: a size such as 32MiB, from 1MiB to 16GiB, in KiB, MiB or GiB`},
-		{"a key whose feature does not exist", "cache: {serveStale: {for: 1h}}\n", `1: cache.serveStale: unknown key, allowed: maxBytes, persist`},
+		{"a key whose feature does not exist", "cache: {minTTL: 1h}\n", `1: cache.minTTL: unknown key, allowed: maxBytes, serveStale, prefetch, reload, persist`},
+		{"expired replies without a key", "cache: {serveStale: 1h}\n", `1: cache.serveStale: found "1h", allowed: a mapping of for, answerTTL, clientTimeout, denial`},
+		{"expired replies for ever", "cache: {serveStale: {for: 169h}}\n", `1: cache.serveStale.for: found "169h", allowed: a duration of whole seconds such as 30s, from 0s to 168h`},
+		{"expired replies without a TTL", "cache: {serveStale: {answerTTL: 0s}}\n", `1: cache.serveStale.answerTTL: found "0s", allowed: a duration of whole seconds such as 30s, from 1s to 1h`},
+		{"a client that waits for too long", "cache: {serveStale: {clientTimeout: 1.8s}}\n", `1: cache.serveStale.clientTimeout: found "1.8s", allowed: a duration such as 400ms, from 100ms to 800ms`},
+		{"expired replies of a zone in a word", "zones: {reverse: {serveStale: true}}\n", `1: zones.reverse.serveStale: found true, allowed: auto, or a mapping of for, answerTTL, clientTimeout, denial`},
+		{"an unknown key of a zone's expired replies", "zones: {reverse: {serveStale: {until: 1h}}}\n", `1: zones.reverse.serveStale.until: unknown key, allowed: for, answerTTL, clientTimeout, denial`},
+		{"prefetching without a unit", "cache: {prefetch: {at: 10}}\n", `1: cache.prefetch.at: found 10, allowed: a share such as 10%, from 0% to 90%`},
+		{"prefetching all the time", "cache: {prefetch: {at: 100%}}\n", `1: cache.prefetch.at: found "100%", allowed: a share such as 10%, from 0% to 90%`},
+		{"prefetching what nobody asks for", "cache: {prefetch: {minHits: 0}}\n", `1: cache.prefetch.minHits: found 0, allowed: a whole number from 1 to 100`},
+		{"reloading for ever", "cache: {reload: unlimited}\n", `1: cache.reload: found "unlimited", allowed: a whole number from 0 to 100`},
 
 		{"a sysctl of others", "sysctls: {net.ipv4.ip_forward: {value: 1}}\n", `1: sysctls.net.ipv4.ip_forward: unknown key, allowed: net.netfilter.nf_conntrack_max, net.netfilter.nf_conntrack_buckets, net.netfilter.nf_conntrack_tcp_timeout_fin_wait, net.netfilter.nf_conntrack_tcp_timeout_time_wait, net.netfilter.nf_conntrack_tcp_timeout_close_wait`},
 		{"a sysctl's policy", "sysctls: {net.netfilter.nf_conntrack_max: {policy: min}}\n", `1: sysctls.net.netfilter.nf_conntrack_max.policy: found "min", allowed: floor, ceiling, exact`},

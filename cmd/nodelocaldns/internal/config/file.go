@@ -176,6 +176,7 @@ type reader struct {
 	problems Problems
 	known    []string // every path that could have been given, as mapping met it
 	given    []string // every path that was
+	later    []func() // what is read when all the rest has been
 }
 
 func (r *reader) problem(n *yaml.Node, path, format string, args ...any) {

@@ -87,6 +87,12 @@ func (r *reader) root(n *yaml.Node, c *Config) {
 			// Below 1 MiB not even the warm names of one node fit; above
 			// 16 GiB a typo is likelier than a wish.
 			r.to("maxBytes", size(&c.Cache.MaxBytes, 1<<20, 16<<30)),
+			r.of("serveStale", r.stale(&c.Cache.ServeStale)...),
+			r.of("prefetch",
+				r.to("at", percent(&c.Cache.Prefetch.At, 90)),
+				r.to("minHits", whole(&c.Cache.Prefetch.MinHits, 1, 100)),
+			),
+			r.to("reload", whole(&c.Cache.Reload, 0, 100)),
 			r.to("persist", boolean(&c.Cache.Persist)),
 		),
 		r.of("kubelet",
@@ -94,8 +100,8 @@ func (r *reader) root(n *yaml.Node, c *Config) {
 			r.to("unit", scalar(&c.Kubelet.Unit, "auto, or a unit such as kubelet.service", service, "!!str")),
 			r.to("backend", oneOf(&c.Kubelet.Backend, kubelet.Backends()...)),
 			r.to("drain", oneOf(&c.Kubelet.Drain, drain.Auto, drain.Never, drain.Cordon, drain.Drain)),
-			r.to("timeout", span(&c.Kubelet.Timeout, time.Second, 24*time.Hour)),
-			r.to("settle", span(&c.Kubelet.Settle, time.Second, 10*time.Minute)),
+			r.to("timeout", span(&c.Kubelet.Timeout, "30s", time.Second, 24*time.Hour)),
+			r.to("settle", span(&c.Kubelet.Settle, "30s", time.Second, 10*time.Minute)),
 			r.to("kubeconfig", scalar(&c.Kubelet.Kubeconfig, "auto, or an absolute file name", absolute, "!!str")),
 		),
 		field{"sysctls", func(path string, n *yaml.Node) { r.sysctls(path, n, &c.Sysctls) }},
@@ -106,6 +112,12 @@ func (r *reader) root(n *yaml.Node, c *Config) {
 		r.of("metrics", field{"address", func(path string, n *yaml.Node) { endpoint(&c.Metrics)(r, path, n); last, at = n, path }}),
 		r.of("health", field{"address", func(path string, n *yaml.Node) { endpoint(&c.Health)(r, path, n); last, at = n, path }}),
 	)
+	for _, z := range []*dnscache.Zone{&c.Zones.Cluster, &c.Zones.Reverse, &c.Zones.External} {
+		z.Stale = c.Cache.ServeStale
+	}
+	for _, read := range r.later {
+		read()
+	}
 	if last != nil && c.Metrics.On() && c.Metrics == c.Health {
 		r.wrong(last, at, "different addresses for metrics and health")
 	}
@@ -221,11 +233,24 @@ var transports = map[string]dnscache.Transport{
 // catches a typo, the budget of bytes does the rest.
 const maxEntries = 100_000_000
 
+// stale makes the fields that say how expired replies are served.
+func (r *reader) stale(s *dnscache.Stale) []field {
+	return []field{
+		r.to("for", ttl(&s.For, 0, maxTTL)),
+		// Longer ones would outlive the outage in the pods' own caches.
+		r.to("answerTTL", ttl(&s.AnswerTTL, time.Second, time.Hour)),
+		// Below, an upstream that is only slow would seldom be waited for; above,
+		// the client's own patience ends (dnscache.Stale).
+		r.to("clientTimeout", span(&s.ClientTimeout, "400ms", 100*time.Millisecond, 800*time.Millisecond)),
+		r.to("denial", boolean(&s.Denial)),
+	}
+}
+
 func (r *reader) zone(key string, z *dnscache.Zone) field {
 	limits := func(key string, l *dnscache.Limits) field {
 		return r.of(key,
 			r.to("entries", whole(&l.Entries, 0, maxEntries)),
-			r.to("maxTTL", ttl(&l.MaxTTL)),
+			r.to("maxTTL", ttl(&l.MaxTTL, 0, maxTTL)),
 		)
 	}
 	return r.of(key,
@@ -238,6 +263,17 @@ func (r *reader) zone(key string, z *dnscache.Zone) field {
 			}
 			return t, nil
 		}, "!!str")),
+		field{"serveStale", func(path string, n *yaml.Node) {
+			if s, ok := text(n, "!!str"); ok && s == wordAuto {
+				return
+			}
+			if n.Kind != yaml.MappingNode {
+				r.wrong(n, path, "auto, or a mapping of for, answerTTL, clientTimeout, denial")
+				return
+			}
+			// The cache, whose values those are that are absent here, comes later.
+			r.later = append(r.later, func() { r.mapping(path, n, r.stale(&z.Stale)...) })
+		}},
 	)
 }
 

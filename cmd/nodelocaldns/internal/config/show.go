@@ -41,6 +41,13 @@ func (c Config) YAML() []byte {
 	var b strings.Builder
 	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 
+	stale := func(indent string, s dnscache.Stale) {
+		p("%sfor: %s", indent, s.For)
+		p("%sanswerTTL: %s", indent, s.AnswerTTL)
+		p("%sclientTimeout: %s", indent, s.ClientTimeout)
+		p("%sdenial: %t", indent, s.Denial)
+	}
+
 	p("listen:")
 	p("  addresses: %s", quoteAll(c.Listen.Addresses, netip.Addr.String))
 	p("  port: %d", c.Listen.Port)
@@ -82,9 +89,21 @@ func (c Config) YAML() []byte {
 				p("    transport: %s", word)
 			}
 		}
+		if z.Stale == c.Cache.ServeStale {
+			p("    serveStale: %s", wordAuto)
+		} else {
+			p("    serveStale:")
+			stale("      ", z.Stale)
+		}
 	}
 	p("cache:")
 	p("  maxBytes: %s", formatSize(c.Cache.MaxBytes))
+	p("  serveStale:")
+	stale("    ", c.Cache.ServeStale)
+	p("  prefetch:")
+	p("    at: %d%%", c.Cache.Prefetch.At)
+	p("    minHits: %d", c.Cache.Prefetch.MinHits)
+	p("  reload: %d", c.Cache.Reload)
 	p("  persist: %t", c.Cache.Persist)
 	p("kubelet:")
 	p("  manage: %t", c.Kubelet.Manage)

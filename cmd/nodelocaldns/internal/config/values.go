@@ -90,26 +90,51 @@ func boolean(dst *bool) func(*reader, string, *yaml.Node) {
 // maxTTL is where RFC 8767 section 4 would cap any TTL.
 const maxTTL = 7 * 24 * time.Hour
 
-// ttl reads a duration. DNS counts in whole seconds, so a fraction would be
-// cut off without a word: it is refused instead.
-func ttl(dst *time.Duration) func(*reader, string, *yaml.Node) {
-	return scalar(dst, "a duration of whole seconds such as 30s, from 0s to 168h", func(s string) (time.Duration, error) {
+// ttl reads a duration from least to most. DNS counts in whole seconds, so a
+// fraction would be cut off without a word: it is refused instead.
+func ttl(dst *time.Duration, least, most time.Duration) func(*reader, string, *yaml.Node) {
+	allowed := fmt.Sprintf("a duration of whole seconds such as 30s, from %s to %s", terse(least), terse(most))
+	return scalar(dst, allowed, func(s string) (time.Duration, error) {
 		d, err := time.ParseDuration(s)
-		if err != nil || d < 0 || d > maxTTL || d%time.Second != 0 {
+		if err != nil || d < least || d > most || d%time.Second != 0 {
 			return 0, errPlain
 		}
 		return d, nil
 	}, "!!str", "!!int")
 }
 
+// terse is d without units of which there are none: 168h, not 168h0m0s.
+func terse(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
 // span reads a duration from least to most.
-func span(dst *time.Duration, least, most time.Duration) func(*reader, string, *yaml.Node) {
-	return scalar(dst, fmt.Sprintf("a duration such as 30s, from %s to %s", least, most), func(s string) (time.Duration, error) {
+func span(dst *time.Duration, example string, least, most time.Duration) func(*reader, string, *yaml.Node) {
+	return scalar(dst, fmt.Sprintf("a duration such as %s, from %s to %s", example, least, most), func(s string) (time.Duration, error) {
 		d, err := time.ParseDuration(s)
 		if err != nil || d < least || d > most {
 			return 0, errPlain
 		}
 		return d, nil
+	}, "!!str")
+}
+
+// percent reads a whole number of hundredths, up to most.
+func percent(dst *int, most int) func(*reader, string, *yaml.Node) {
+	return scalar(dst, fmt.Sprintf("a share such as 10%%, from 0%% to %d%%", most), func(s string) (int, error) {
+		digits, ok := strings.CutSuffix(s, "%")
+		v, err := strconv.Atoi(digits)
+		if !ok || !decimal.MatchString(digits) || err != nil || v > most {
+			return 0, errPlain
+		}
+		return v, nil
 	}, "!!str")
 }
 
