@@ -13,18 +13,11 @@ import (
 // ready for any client's id and question. What it says never changes once it
 // is built, so it may be used without a lock and after it left the cache.
 type Entry struct {
-	stored int64 // nanoseconds on the cache's clock
-	hash   uint64
-	data   []byte // key, records, TTL offsets: one piece of memory
-
-	// Guarded by the shard's lock.
-	newer, older *Entry
-
-	ttl    uint32        // seconds from stored to expiry
-	turn   atomic.Uint32 // rotation of the next reply
-	marks  atomic.Uint32 // see markUsed
-	failed atomic.Uint32 // see Fail
-
+	// What every reply reads comes first, on as few cache lines as may be.
+	stored  int64         // nanoseconds on the cache's clock
+	ttl     uint32        // seconds from stored to expiry
+	marks   atomic.Uint32 // see markUsed
+	data    []byte        // key, records, TTL offsets: one piece of memory
 	keyLen  uint16
 	bodyLen uint16
 	counts  [3]uint16
@@ -36,6 +29,13 @@ type Entry struct {
 	ad      bool
 	unasked uint8
 	stale   bool // in its shard's list of stale entries; guarded by the shard's lock
+
+	turn   atomic.Uint32 // rotation of the next reply
+	failed atomic.Uint32 // see Fail
+	hash   uint64
+
+	// Guarded by the shard's lock.
+	newer, older *Entry
 }
 
 // What Entry.marks holds.
