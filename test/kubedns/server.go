@@ -26,6 +26,9 @@ type Behaviour struct {
 	// Proto limits the rest to "udp" or "tcp"; empty means both. TTL is not
 	// limited.
 	Proto string `json:"proto,omitempty"`
+	// Below limits the rest to the names below this one, and the name itself;
+	// empty means all. TTL is not limited.
+	Below string `json:"below,omitempty"`
 	// Delay is waited before each reply, in nanoseconds in JSON.
 	Delay time.Duration `json:"delay,omitempty"`
 	// DropEvery n leaves every nth query without a reply; 1 is silence, 0 none.
@@ -172,7 +175,7 @@ func (s *Server) count(q dns.Question, proto string) (Behaviour, uint64) {
 	}
 	s.counts.Names[dns.CanonicalName(q.Name)+" "+dns.TypeToString[q.Qtype]]++
 	b := s.behaviour
-	if b.Proto != "" && b.Proto != proto {
+	if b.Proto != "" && b.Proto != proto || b.Below != "" && !dns.IsSubDomain(dns.CanonicalName(b.Below), dns.CanonicalName(q.Name)) {
 		b = Behaviour{TTL: b.TTL}
 	}
 	return b, s.counts.Total()

@@ -229,6 +229,14 @@ func TestItCanBeToldToMisbehave(t *testing.T) {
 			t.Errorf("got %s over UDP and %s over TCP", text(udp), text(tcp))
 		}
 	})
+	t.Run("one zone alone", func(t *testing.T) {
+		s := behave(t, Behaviour{Below: "Example.com", Rcode: "REFUSED"})
+		for name, want := range map[string]int{"example.com.": dns.RcodeRefused, "www.EXAMPLE.com.": dns.RcodeRefused, "mx1.example.net.": dns.RcodeSuccess} {
+			if got := ask(t, s, "udp", name, dns.TypeA); got.Rcode != want {
+				t.Errorf("%s: got %s", name, text(got))
+			}
+		}
+	})
 	t.Run("every second query dropped", func(t *testing.T) {
 		s := behave(t, Behaviour{DropEvery: 2})
 		conn, err := dns.Dial("tcp", s.Addr()) // where queries are served in turn

@@ -86,7 +86,9 @@ func TestLookupsSucceedInEveryState(t *testing.T) {
 			pause(ctx, 500*time.Millisecond)
 			tt.during(ctx)
 		}()
-		cells := m.lookUp(t)
+		cells := lookUp(t, addresses(t, lookedUp), func(program string, args ...string) *exec.Cmd {
+			return m.inPod(t, append([]string{tools + program}, args...)...)
+		})
 		cancel()
 		<-disturbed
 		tt.after(t.Context())
@@ -115,13 +117,13 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// lookUp has all clients look up the same name at the same time.
-func (m *machine) lookUp(t *testing.T) []cell {
+// lookUp has all clients look up the same name at the same time. What it has is
+// want; a command runs a program in a pod.
+func lookUp(t *testing.T, want string, command func(program string, args ...string) *exec.Cmd) []cell {
 	t.Helper()
-	want := addresses(t, lookedUp)
 	cmds, printed := make([]*exec.Cmd, len(clientPrograms)), make([]bytes.Buffer, len(clientPrograms))
 	for i, p := range clientPrograms {
-		cmds[i] = m.inPod(t, tools+p.program, strconv.Itoa(lookups), strconv.Itoa(int(every.Milliseconds())), strconv.Itoa(int(limit.Milliseconds())), lookedUp)
+		cmds[i] = command(p.program, strconv.Itoa(lookups), strconv.Itoa(int(every.Milliseconds())), strconv.Itoa(int(limit.Milliseconds())), lookedUp)
 		cmds[i].Stdout, cmds[i].Stderr = &printed[i], &printed[i]
 		must(t, cmds[i].Start())
 	}

@@ -60,6 +60,9 @@ func loopTime(t *testing.T) time.Duration {
 func TestMain(m *testing.M) {
 	os.Exit(node.Main(func() int {
 		code := m.Run()
+		if installedIn != "" {
+			os.RemoveAll(installedIn)
+		}
 		if err := results.write(); err != nil {
 			fmt.Fprintln(os.Stderr, "promises: error:", err)
 			return 1
@@ -376,9 +379,15 @@ func (m *machine) load(t *testing.T, p load.Plan) *run {
 	if p.Names == nil {
 		p.Names = m.names
 	}
+	return ask(t, m.inPod(t, tools+"load"), p)
+}
+
+// ask begins a load; cmd runs the program for it.
+func ask(t *testing.T, cmd *exec.Cmd, p load.Plan) *run {
+	t.Helper()
 	plan, err := json.Marshal(p)
 	must(t, err)
-	r := &run{t: t, cmd: m.inPod(t, tools+"load")}
+	r := &run{t: t, cmd: cmd}
 	in, err := r.cmd.StdinPipe()
 	must(t, err)
 	r.stdin = in

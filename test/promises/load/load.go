@@ -293,6 +293,7 @@ type Summary struct {
 	// Of those that were answered at all; 0 where none was.
 	Median  time.Duration `json:"median"`
 	P99     time.Duration `json:"p99"`
+	P999    time.Duration `json:"p999"` // 99.9 %
 	Slowest time.Duration `json:"slowest"`
 	// Rate is what was reached, in queries a second; Lag the longest delay of
 	// a query by the machine.
@@ -341,7 +342,7 @@ func (r Result) Summary(keep func(Record) bool) Summary {
 	}
 	slices.SortFunc(took, cmp.Compare)
 	if n := len(took); n > 0 {
-		s.Median, s.P99, s.Slowest = took[n/2], took[n*99/100], took[n-1]
+		s.Median, s.P99, s.P999, s.Slowest = took[n/2], took[n*99/100], took[n*999/1000], took[n-1]
 	}
 	return s
 }

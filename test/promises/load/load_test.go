@@ -172,12 +172,12 @@ func TestASummaryCountsWhatIsKept(t *testing.T) {
 		{Name: "a A", At: 20 * ms, Outcome: Servfail, Latency: 3 * ms, Tries: 2},
 		{Name: "b A", At: 30 * ms, Outcome: Right, Latency: 9 * ms, Tries: 1},
 	}}
-	want := Summary{Sent: 4, Right: 2, Servfail: 1, Lost: 1, Retried: 1, Median: 3 * ms, P99: 9 * ms, Slowest: 9 * ms,
+	want := Summary{Sent: 4, Right: 2, Servfail: 1, Lost: 1, Retried: 1, Median: 3 * ms, P99: 9 * ms, P999: 9 * ms, Slowest: 9 * ms,
 		Rate: 100, Lag: 2 * ms, Example: "b A sent after 10ms: lost "}
 	if diff := cmp.Diff(want, r.Summary(nil), cmpopts.EquateApprox(0, 1e-6)); diff != "" {
 		t.Errorf("all (-want +got):\n%s", diff)
 	}
-	want = Summary{Sent: 1, Right: 1, Median: 9 * ms, P99: 9 * ms, Slowest: 9 * ms}
+	want = Summary{Sent: 1, Right: 1, Median: 9 * ms, P99: 9 * ms, P999: 9 * ms, Slowest: 9 * ms}
 	if diff := cmp.Diff(want, r.Summary(func(q Record) bool { return q.At == 30*ms })); diff != "" {
 		t.Errorf("one (-want +got):\n%s", diff)
 	}
