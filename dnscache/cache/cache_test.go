@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -201,6 +202,201 @@ func TestSweepTakesWhatExpired(t *testing.T) {
 	}
 }
 
+func allKept(d time.Duration) [Zones]Keep { return [Zones]Keep{{d, d}, {d, d}, {d, d}} }
+
+func TestSweepLeavesWhatIsKeptBeyondItsExpiry(t *testing.T) {
+	c := New(allZones(Limit{100, 100}), plenty)
+	c.SetKeep([Zones]Keep{{time.Minute, 0}, {0, time.Hour}, {}})
+	for zone := range uint8(Zones) {
+		for i, class := range []Class{Success, Denial, Failure} {
+			c.Put(NewEntry(testKey(10*int(zone)+i), Admission{Class: class, TTL: 10 * time.Second}, zone, 0))
+		}
+	}
+	for _, tt := range []struct {
+		now   time.Duration
+		swept int
+		want  Usage
+	}{
+		{10*time.Second - 1, 0, Usage{Success: [Zones]int64{1, 1, 1}, Denial: [Zones]int64{1, 1, 1}, Failures: 3}},
+		{10 * time.Second, 7, Usage{Success: [Zones]int64{1, 0, 0}, Denial: [Zones]int64{0, 1, 0}}},
+		{70*time.Second - 1, 0, Usage{Success: [Zones]int64{1, 0, 0}, Denial: [Zones]int64{0, 1, 0}}},
+		{70 * time.Second, 1, Usage{Denial: [Zones]int64{0, 1, 0}}},
+		{time.Hour + 10*time.Second, 1, Usage{}},
+	} {
+		if n := c.Sweep(tt.now); n != tt.swept {
+			t.Errorf("%d swept at %v, want %d", n, tt.now, tt.swept)
+		}
+		u := checked(t, c)
+		u.Bytes, u.MaxBytes = 0, 0
+		if u != tt.want {
+			t.Errorf("at %v: %+v, want %+v", tt.now, u, tt.want)
+		}
+	}
+}
+
+// aged is a cache with 100 answers that have expired, all of them asked for, and
+// behind them, in the same pool, 100 fresh ones that nobody has asked for.
+func aged(budget int64) *Cache {
+	c := New(allZones(Limit{200, 200}), budget)
+	c.SetKeep(allKept(time.Hour))
+	for i := range 200 {
+		ttl := 10 * time.Second
+		if i >= 100 {
+			ttl = time.Hour
+		}
+		c.Put(NewEntry(testKey(i), Admission{TTL: ttl}, 0, 0))
+	}
+	c.Sweep(time.Minute)
+	for i := range 100 {
+		c.Get(testKey(i))
+	}
+	return c
+}
+
+func left(c *Cache) (stale, fresh int) {
+	for i := range 200 {
+		switch had := c.Get(testKey(i)) != nil; {
+		case had && i < 100:
+			stale++
+		case had:
+			fresh++
+		}
+	}
+	return stale, fresh
+}
+
+func TestWhatHasExpiredGivesWayFirst(t *testing.T) {
+	c := aged(plenty)
+	for i := range 100 {
+		c.Put(NewEntry(testKey(1000+i), Admission{TTL: time.Hour}, 0, time.Minute))
+		if stale, fresh := left(c); stale != 99-i || fresh != 100 {
+			t.Fatalf("%d expired and %d fresh ones are left after %d more", stale, fresh, i+1)
+		}
+	}
+	checked(t, c)
+	c.Put(NewEntry(testKey(2000), Admission{TTL: time.Hour}, 0, time.Minute))
+	if u := checked(t, c); u.Success[0] != 200 {
+		t.Errorf("%+v", u)
+	}
+
+	// Another pool's are in the way of the budget, too.
+	c = aged(aged(plenty).Usage().Bytes)
+	for i := range 50 {
+		c.Put(NewEntry(testKey(1000+i), Admission{Class: Denial, TTL: time.Hour}, 2, time.Minute))
+	}
+	if stale, fresh := left(c); fresh != 100 || stale < 49 || stale > 51 {
+		t.Errorf("%d expired and %d fresh ones are left", stale, fresh)
+	}
+	checked(t, c)
+}
+
+// Of those that have expired, those in use stay longest.
+func TestWhatHasExpiredAndIsInUseStays(t *testing.T) {
+	c := New(allZones(Limit{1000, 0}), plenty)
+	c.SetKeep(allKept(time.Hour))
+	for i := range 1000 {
+		c.Put(NewEntry(testKey(i), Admission{TTL: time.Second}, 0, 0))
+	}
+	c.Sweep(time.Minute)
+	for i := range 400 {
+		for j := range 100 {
+			c.Get(testKey(j))
+		}
+		c.Put(NewEntry(testKey(1000+i), Admission{TTL: time.Hour}, 0, time.Minute))
+	}
+	n := 0
+	for j := range 100 {
+		if c.Get(testKey(j)) != nil {
+			n++
+		}
+	}
+	if n != 100 {
+		t.Errorf("%d of 100 that were in use are left", n)
+	}
+	checked(t, c)
+}
+
+func TestAReplyInPlaceOfOneThatHasExpiredIsFresh(t *testing.T) {
+	c := New(allZones(Limit{10, 10}), plenty)
+	c.SetKeep(allKept(time.Hour))
+	c.Put(NewEntry(testKey(1), Admission{TTL: time.Second}, 0, 0))
+	c.Sweep(time.Minute)
+	c.Put(NewEntry(testKey(1), Admission{TTL: time.Second}, 0, time.Minute))
+	if u := checked(t, c); u.Success[0] != 1 || u.Evictions != 0 || !c.Get(testKey(1)).Fresh(time.Minute) {
+		t.Errorf("%+v", u)
+	}
+	c.Sweep(2 * time.Minute)
+	c.Put(NewEntry(testKey(1), Admission{Class: Uncached}, 0, 2*time.Minute))
+	if u := checked(t, c); u != (Usage{MaxBytes: plenty}) {
+		t.Errorf("%+v", u)
+	}
+}
+
+func TestAnswersThatAreAboutToExpireAreFound(t *testing.T) {
+	c := New(allZones(Limit{100, 100}), plenty)
+	for i := range 10 {
+		c.Put(NewEntry(testKey(i), Admission{TTL: time.Duration(i+1) * time.Second}, uint8(i%Zones), 0))
+		c.Put(NewEntry(testKey(10+i), Admission{Class: Denial, TTL: time.Duration(i+1) * time.Second}, 0, 0))
+	}
+	var got []string
+	for _, e := range c.AppendEnding(nil, 4*time.Second, 6*time.Second) {
+		got = append(got, fmt.Sprint(e.Expired(0)))
+	}
+	slices.Sort(got)
+	if want := []string{"-5s", "-6s"}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+func TestAnEntryCountsItsHitsAsFarAsAnybodyCares(t *testing.T) {
+	e := entry(Success, 0, 1, 0)
+	var got []int
+	for range 5 {
+		got = append(got, e.Hit(3))
+	}
+	if want := []int{1, 2, 3, 3, 3}; !slices.Equal(got, want) || e.Hits() != 3 {
+		t.Errorf("%v, then %d, want %v", got, e.Hits(), want)
+	}
+	if !e.Begin() || e.Begin() || e.Hits() != 3 {
+		t.Error("a refresh is begun once, and is no hit")
+	}
+}
+
+func TestTheEndOfALifeIsAShareOfIt(t *testing.T) {
+	e := NewEntry(testKey(1), Admission{TTL: 20 * time.Second}, 0, time.Hour)
+	for at, want := range map[time.Duration]bool{0: false, 18*time.Second - 1: false, 18 * time.Second: true, 19 * time.Second: true} {
+		if got := e.Ending(time.Hour+at, 10); got != want {
+			t.Errorf("after %v: %v, want %v", at, got, want)
+		}
+	}
+}
+
+func TestAnEntryKnowsWhenItsRefreshFailed(t *testing.T) {
+	const stored = 90 * time.Second
+	e := NewEntry(testKey(1), Admission{TTL: time.Second}, 0, stored)
+	if _, _, ok := e.Failed(); ok {
+		t.Error("none has")
+	}
+	if e.Fail(stored-1, true); e.failed.Load() != 0 {
+		t.Error("what was asked before there was an entry is not its refresh")
+	}
+	for _, tt := range []struct {
+		at, want time.Duration
+		about    bool
+	}{
+		{0, 0, false},
+		{0, 0, true},
+		{1234*time.Millisecond + 567*time.Microsecond, 1234 * time.Millisecond, false},
+		{14 * 24 * time.Hour, 14 * 24 * time.Hour, true},
+		{100 * 24 * time.Hour, (1<<31 - 2) * time.Millisecond, true},
+	} {
+		e.Fail(stored+tt.at, tt.about)
+		if at, about, ok := e.Failed(); at != stored+tt.want || about != tt.about || !ok {
+			t.Errorf("%v, %v: %v, %v, %v", tt.at, tt.about, at-stored, about, ok)
+		}
+	}
+}
+
 func TestLowerCapsHoldAtOnce(t *testing.T) {
 	c := New(allZones(Limit{100, 100}), plenty)
 	for i := range 100 {
@@ -248,12 +444,18 @@ func TestManyAtOnce(t *testing.T) {
 					}
 				case 2:
 					c.SetLimits(allZones(Limit{100 + r.IntN(100), r.IntN(50)}), 200_000)
-				case 3, 4, 5, 6, 7:
+				case 3:
+					c.SetKeep(allKept(time.Duration(r.IntN(60)) * time.Second))
+					c.AppendEnding(nil, 0, time.Hour)
+				case 4, 5, 6, 7:
 					c.Put(entry(Class(r.IntN(4)), uint8(r.IntN(Zones)), k, r.IntN(300)))
 				default:
 					if e := c.Get(testKey(k)); e != nil {
 						q.Question = append(testKey(k)[:len(testKey(k))-3], 0, 1, 0, 1)
 						e.AppendReply(nil, &q, 0, wire.MaxMessage)
+						e.AppendStale(nil, &q, 30, wire.MaxMessage)
+						e.Hit(3)
+						e.Fail(time.Minute, e.Begin())
 					}
 				}
 				c.Usage()
@@ -359,6 +561,42 @@ func TestTheLimitIsExact(t *testing.T) {
 					t.Errorf("truncated %v, with %d answers", wantTC, an)
 				}
 			}
+		}
+	}
+}
+
+// All TTLs of a stale reply are the same, and clients with EDNS are told why.
+func TestAStaleReplyHasOneTTL(t *testing.T) {
+	for _, tt := range []struct {
+		reply replyText
+		ede   uint16
+	}{
+		{replyText{question: "a. A", records: "answer a. 10 CNAME b.\nanswer b. 20 A 1.2.3.4"}, 3},
+		{replyText{question: "a. A", records: "authority . 20 " + soa + "20"}, 3},
+		{replyText{question: "a. A", rcode: dns.RcodeNameError, records: "authority . 20 " + soa + "20"}, 19},
+	} {
+		key, reply := tt.reply.pack(t)
+		a, err := Admit(key, reply, Caps{30, 30})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := NewEntry(key, a, 0, 0)
+		q := wire.Query{Question: []byte{1, 'a', 0, 0, 1, 0, 1}, HasOPT: true}
+		whole := e.AppendStale(nil, &q, 7, 512)
+		m := new(dns.Msg)
+		if err := m.Unpack(whole); err != nil {
+			t.Fatal(err)
+		}
+		for _, rr := range append(m.Answer, m.Ns...) {
+			if rr.Header().Ttl != 7 {
+				t.Errorf("%v", rr)
+			}
+		}
+		if o := m.IsEdns0().Option; len(o) != 1 || o[0].(*dns.EDNS0_EDE).InfoCode != tt.ede {
+			t.Errorf("%v", m)
+		}
+		if cut := e.AppendStale(nil, &q, 7, len(whole)-1); wire.Flags(cut)&wire.FlagTC == 0 || len(cut) >= len(whole) {
+			t.Errorf("%d bytes in %d", len(cut), len(whole)-1)
 		}
 	}
 }

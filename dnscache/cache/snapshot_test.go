@@ -117,6 +117,68 @@ func TestWhatExpiredWhileNobodyServedIsNotRestored(t *testing.T) {
 	}
 }
 
+func TestASnapshotHasWhatIsKeptBeyondItsExpiry(t *testing.T) {
+	c := filled(t, 0) // TTLs from 9 to 30 s; two denials, the one of 9 s in zone 0
+	c.SetKeep([Zones]Keep{{time.Minute, time.Minute}, {time.Minute, 0}, {time.Minute, 0}})
+	c.Sweep(35 * time.Second)
+	signed, _ := known[5].pack(t)
+	c.Get(signed).Fail(34*time.Second, true)
+	var text bytes.Buffer
+	if n, err := c.Snapshot(&text, here, 40*time.Second, time.Hour); n != 6 || err != nil {
+		t.Fatalf("%d written, %v", n, err)
+	}
+	for _, test := range []struct {
+		keep time.Duration
+		down time.Duration
+		want int
+	}{
+		{time.Minute, 0, 6}, {time.Minute, 29*time.Second - 1, 6}, {time.Minute, 29 * time.Second, 4},
+		{time.Minute, time.Hour, 0}, {0, 0, 0}, {25 * time.Second, 0, 4},
+	} {
+		next := New(allZones(Limit{100, 100}), plenty)
+		next.SetKeep(allKept(test.keep))
+		if n, err := next.Restore(bytes.NewReader(text.Bytes()), here, time.Second, time.Hour+test.down); n != test.want || err != nil {
+			t.Errorf("after %v, kept for %v: %d restored, %v; want %d", test.down, test.keep, n, err, test.want)
+		}
+		checked(t, next)
+		e := next.Get(signed)
+		if e == nil {
+			continue
+		}
+		if got, want := e.Expired(time.Second), 10*time.Second+test.down; got != want {
+			t.Errorf("after %v: expired for %v, want %v", test.down, got, want)
+		}
+		if _, _, failed := e.Failed(); failed {
+			t.Error("it is known whose refresh has failed, but not who has been answered since")
+		}
+	}
+}
+
+func TestWhatIsFreshIsRestoredWhereThereIsNotRoomForAll(t *testing.T) {
+	text := snapshot(t, aged(plenty), time.Minute, 0)
+	next := New(allZones(Limit{110, 0}), plenty)
+	next.SetKeep(allKept(time.Hour))
+	if _, err := next.Restore(bytes.NewReader(text), here, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	checked(t, next)
+	if stale, fresh := left(next); stale != 10 || fresh != 100 {
+		t.Errorf("%d expired and %d fresh ones are left", stale, fresh)
+	}
+}
+
+func TestASnapshotKeepsHowOftenNobodyAsked(t *testing.T) {
+	c := New(allZones(Limit{100, 100}), plenty)
+	c.Put(NewEntry(testKey(1), Admission{TTL: time.Minute, Unasked: 3}, 0, 0))
+	next := New(allZones(Limit{100, 100}), plenty)
+	if _, err := next.Restore(bytes.NewReader(snapshot(t, c, 0, 0)), here, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	if n := next.Get(testKey(1)).Unasked(); n != 3 {
+		t.Errorf("%d, want 3", n)
+	}
+}
+
 func TestNoDamagedSnapshotIsTaken(t *testing.T) {
 	whole := snapshot(t, filled(t, 0), time.Second, time.Hour)
 	refused := func(what string, text []byte, from Origin, at time.Duration, want error) {
@@ -255,6 +317,9 @@ func FuzzRestore(f *testing.F) {
 						for range 3 {
 							if reply := e.AppendReply(nil, &q, 5*time.Second, size); len(reply) > size && size > wire.HeaderLen+len(q.Question)+wire.OPTLen(e.ede) {
 								t.Fatalf("%d bytes in %d", len(reply), size)
+							}
+							if reply := e.AppendStale(nil, &q, 30, size); len(reply) > size && size > wire.HeaderLen+len(q.Question)+wire.OPTLen(wire.EDEStale) {
+								t.Fatalf("%d bytes in %d, stale", len(reply), size)
 							}
 						}
 					}
