@@ -38,9 +38,9 @@ func Plain(servers []netip.AddrPort) []Addr {
 // Sessions are resumed, so that a new connection costs no certificate.
 func NewTLS(server Addr, roots *x509.CertPool, now func() time.Time) *Pool {
 	cfg := &tls.Config{
-		ServerName: server.TLSName,
-		RootCAs:    roots,
-		MinVersion: tls.VersionTLS12, // RFC 9325 3.1.1
+		ServerName:         server.TLSName,
+		RootCAs:            roots,
+		MinVersion:         tls.VersionTLS12,                // RFC 9325 3.1.1
 		ClientSessionCache: tls.NewLRUClientSessionCache(1), // there is one name
 		Time:               now,
 	}

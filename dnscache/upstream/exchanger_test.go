@@ -390,10 +390,11 @@ func TestALateReplyFreesItsConnection(t *testing.T) {
 
 func TestNoConnectionFromBeforeARenewalIsUsed(t *testing.T) {
 	leaves(t)
-	release := make(chan struct{})
+	asked, release := make(chan struct{}), make(chan struct{})
 	s := serveTCP(t, func(n int64, c *net.TCPConn) {
 		for q := frame(c); q != nil; q = frame(c) {
 			if n == 1 {
+				close(asked)
 				<-release // in use while the pool is renewed
 			}
 			_, _ = c.Write(framed(reply(t, q, "192.0.2.1")))
@@ -407,9 +408,7 @@ func TestNoConnectionFromBeforeARenewalIsUsed(t *testing.T) {
 	}
 	var first sync.WaitGroup
 	first.Go(ask)
-	for s.conns.Load() < 1 {
-		runtime.Gosched()
-	}
+	<-asked
 	ask() // on a second connection, idle afterwards
 	e.Renew()
 	close(release)

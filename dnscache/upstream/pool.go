@@ -77,7 +77,7 @@ const (
 	copySeldom     = 10 * time.Minute // to this
 	copyLate       = 20 * time.Millisecond
 	outOfOrderFor  = 10 * time.Minute
-	copyLooksEvery = 100 * time.Millisecond
+	copyLooksEvery = 10 * time.Millisecond
 )
 
 // A Pool asks a server over TCP or TLS. It holds no connection before the first
@@ -100,6 +100,8 @@ type Pool struct {
 	idle     []*conn   // of these, with nothing in flight; the one used last at the end
 	waiting  list.List // of *call
 	dialling int
+	making   context.Context // ends when nobody has use for a connection any more
+	unmake   context.CancelFunc
 	picks    int // questions since there was a connection more or less
 	pace     time.Duration
 	pacer    *time.Timer // makes another connection while somebody waits
@@ -179,6 +181,7 @@ func (p *Pool) exchange(ctx context.Context, query, buf []byte, again bool) ([]b
 // if any. p.mu is held.
 func (p *Pool) submit(q *call) *conn {
 	now := p.now()
+	p.tryCopy(q, now)
 	if c := p.pick(now, q.again); c != nil {
 		if q.again && now.Sub(p.lastUsed) >= minDelay && p.dialling == 0 {
 			p.make(nil, true)
@@ -189,12 +192,20 @@ func (p *Pool) submit(q *call) *conn {
 		return nil
 	}
 	q.waits = p.waiting.PushBack(q)
-	if p.dialling < p.waiting.Len() {
+	if p.dialling < p.needed(now) {
 		p.makeRoom(now)
 		p.make(nil, false)
 	}
 	p.keepPace()
-	return p.tryCopy(q, now)
+	return nil
+}
+
+// needed is how many connections those that wait have use for. p.mu is held.
+func (p *Pool) needed(now time.Time) int {
+	if p.pipelines(now) {
+		return (p.waiting.Len() + maxInFlight - 1) / maxInFlight
+	}
+	return p.waiting.Len()
 }
 
 // pick takes a connection that has room for a question: one of those with nothing
@@ -240,11 +251,11 @@ func (p *Pool) pipelines(now time.Time) bool {
 	return !p.outOfOrder.IsZero() && now.Sub(p.outOfOrder) < outOfOrderFor
 }
 
-// tryCopy sends a copy of q, which waits for a connection, behind a query whose
-// reply is late, to see which one is answered first. p.mu is held.
-func (p *Pool) tryCopy(q *call, now time.Time) *conn {
+// tryCopy now and then sends a copy of q behind a query whose reply is late, to
+// see which one is answered first. p.mu is held.
+func (p *Pool) tryCopy(q *call, now time.Time) {
 	if now.Before(p.nextCopy) || p.pipelines(now) {
-		return nil
+		return
 	}
 	p.nextCopy = now.Add(copyLooksEvery)
 	for _, c := range p.conns {
@@ -252,12 +263,11 @@ func (p *Pool) tryCopy(q *call, now time.Time) *conn {
 			p.nextCopy = now.Add(p.copyPause)
 			p.copyPause = min(2*p.copyPause, copySeldom)
 			if c.push(&call{frame: slices.Clone(q.frame)}, now) {
-				return c
+				go c.flush()
 			}
-			return nil
+			return
 		}
 	}
-	return nil
 }
 
 // giveUp ends the wait for q; false if it has been answered.
@@ -270,6 +280,7 @@ func (p *Pool) giveUp(q *call) bool {
 	q.ended = true
 	if q.conn == nil {
 		p.waiting.Remove(q.waits)
+		p.stopMaking()
 		return true
 	}
 	// The connection owes us a reply. It comes soon, as a rule.
@@ -345,6 +356,7 @@ func (p *Pool) release(c *conn, now time.Time) (flush bool) {
 	}
 	for len(c.pending) < room && p.waiting.Len() > 0 && !c.spent(now) {
 		flush = c.push(p.waiting.Remove(p.waiting.Front()).(*call), now) || flush
+		p.stopMaking()
 	}
 	if len(c.pending) > 0 {
 		return flush
@@ -393,7 +405,7 @@ func (p *Pool) lose(c *conn, err error, unused bool) {
 			go c.flush() // whoever lost c is not to wait for another one's server
 		}
 	}
-	if p.waiting.Len() > p.dialling {
+	if p.needed(p.now()) > p.dialling {
 		p.make(nil, false)
 	}
 }
@@ -430,14 +442,17 @@ func (p *Pool) make(old *conn, spare bool) bool {
 	if spare {
 		limit = min(limit, spareLimit*max(p.pace, firstPace))
 	}
-	go p.made(old, limit)
+	if p.making == nil || p.making.Err() != nil {
+		p.making, p.unmake = context.WithCancel(context.Background())
+	}
+	go p.made(p.making, old, limit)
 	return true
 }
 
 // made makes a connection, and gives it to whoever waits.
-func (p *Pool) made(old *conn, limit time.Duration) {
+func (p *Pool) made(ctx context.Context, old *conn, limit time.Duration) {
 	start := p.now()
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	nc, err := p.dial(ctx)
 	cancel()
 	p.mu.Lock()
@@ -448,7 +463,7 @@ func (p *Pool) made(old *conn, limit time.Duration) {
 	if err != nil {
 		// There is one on the way for each of those who wait, or more: the
 		// last of them brings the news.
-		if p.waiting.Len() > p.dialling {
+		if p.needed(p.now()) > p.dialling {
 			p.waiting.Remove(p.waiting.Front()).(*call).end(answer{err: err})
 		}
 		p.mu.Unlock()
@@ -500,8 +515,9 @@ func (p *Pool) another() {
 	if p.waiting.Len() == 0 {
 		return
 	}
-	p.makeRoom(p.now())
-	if p.dialling < p.waiting.Len()+maxExtra {
+	now := p.now()
+	p.makeRoom(now)
+	if p.dialling < p.needed(now)+maxExtra {
 		p.make(nil, false)
 	}
 	p.keepPace()
@@ -577,7 +593,16 @@ func (p *Pool) Close() error {
 	defer p.mu.Unlock()
 	p.closed = true
 	p.renew()
+	p.stopMaking()
 	return nil
+}
+
+// stopMaking ends the making of connections if p is closed and nobody waits for
+// one. p.mu is held.
+func (p *Pool) stopMaking() {
+	if p.closed && p.waiting.Len() == 0 && p.unmake != nil {
+		p.unmake()
+	}
 }
 
 var _ interface {
