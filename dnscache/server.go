@@ -63,6 +63,7 @@ type Server struct {
 	cache     *cache.Cache
 	state     atomic.Pointer[state]
 	flights   flights
+	shares    *shares
 	upstreams upstreamCounters
 	loops     atomic.Uint64
 
@@ -105,6 +106,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 		ready:  make(chan struct{}), rerouted: make(chan struct{}, 1), suspected: make(chan struct{}, 1),
 		cache:   cache.New(cfg.cacheLimits(), cfg.MaxBytes),
 		flights: flights{byKey: map[string]*flight{}},
+		shares:  newShares(),
 	}
 	if s.log == nil {
 		s.log = slog.Default()
@@ -382,7 +384,7 @@ func (s *Server) Stats() Stats {
 	}
 	add(TCP, &s.streamC)
 	s.flights.mu.Lock()
-	st.FlightsJoined, st.Timeouts, st.Shed = s.flights.joined, s.flights.late, s.flights.shed
+	st.FlightsJoined, st.Timeouts, st.Shed = s.flights.joined, s.flights.late, s.flights.shed+s.shares.shed.Load()
 	st.Flights = int64(len(s.flights.byKey))
 	st.Refreshes, st.Refused = s.flights.refreshes, s.flights.refused
 	s.flights.mu.Unlock()

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,6 +41,7 @@ type clients struct {
 // A client is one TCP connection.
 type client struct {
 	conn     net.Conn
+	from     netip.Addr
 	counters *counters
 	pending  chan struct{} // one token a question that waits
 	last     atomic.Int64  // when it came or last asked, on the server's clock
@@ -76,7 +78,7 @@ func (s *Server) accept(ctx context.Context, l *streamSocket) {
 		}
 		failing = false
 		l.accepted.Add(1)
-		c := &client{conn: conn, counters: &s.streamC, pending: make(chan struct{}, maxPending)}
+		c := &client{conn: conn, from: conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap(), counters: &s.streamC, pending: make(chan struct{}, maxPending)}
 		if !s.clients.add(c, s.now()) {
 			_ = conn.Close()
 			continue
@@ -128,7 +130,11 @@ func (c *client) serve(ctx context.Context, s *Server) {
 func (c *client) query(s *Server, q *question, pkt []byte) bool {
 	c.mu.Lock()
 	out := append(c.out[:0], 0, 0)
-	reply, outcome := s.answer(c.counters, q, pkt, out, wire.MaxMessage, s.now())
+	now := s.now()
+	reply, outcome := s.answer(c.counters, q, pkt, out, wire.MaxMessage, now)
+	if outcome == deferred && !s.shares.admit(c.from, now) {
+		reply, outcome = s.refuse(c.counters, q, out, wire.MaxMessage, now), replied
+	}
 	if outcome == replied {
 		err := c.write(reply)
 		c.mu.Unlock()

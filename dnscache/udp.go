@@ -43,6 +43,7 @@ func (p *packetSocket) serve(s *Server) {
 	in := make([]byte, maxQuery)
 	out := make([]byte, 0, wire.MaxUDP)
 	var q question
+	var waiting line
 	failing := false
 	for {
 		n, from, err := p.conn.ReadFromUDPAddrPort(in)
@@ -59,7 +60,12 @@ func (p *packetSocket) serve(s *Server) {
 		}
 		failing = false
 		p.read.Add(1)
-		reply, outcome := s.answer(&p.counters, &q, in[:n], out, 0, s.now())
+		now := s.now()
+		waiting.look(s.shares, now, p.waiting)
+		reply, outcome := s.answer(&p.counters, &q, in[:n], out, 0, now)
+		if outcome == deferred && !s.shares.admit(from.Addr().Unmap(), now) {
+			reply, outcome = s.refuse(&p.counters, &q, out, 0, now), replied
+		}
 		switch outcome {
 		case replied:
 			// A client that cannot be reached any more is none of our errors.
@@ -120,18 +126,28 @@ func (s *Server) growBuffers() {
 }
 
 // drops is how many datagrams the kernel dropped at this socket, most of them
-// because its receive buffer was full (sock_diag(7), SK_MEMINFO_DROPS).
+// because its receive buffer was full.
 func (p *packetSocket) drops() uint64 {
-	const skMemInfoDrops, skMemInfoVars = 8, 9
+	const skMemInfoDrops = 8
+	return uint64(p.memory()[skMemInfoDrops])
+}
+
+// waiting is how many bytes the datagrams use that have not been read.
+func (p *packetSocket) waiting() int {
+	const skMemInfoRmemAlloc = 0
+	return int(p.memory()[skMemInfoRmemAlloc])
+}
+
+// memory is what the kernel says of the socket's memory (sock_diag(7), SK_MEMINFO).
+func (p *packetSocket) memory() (info [9]uint32) {
 	raw, err := p.conn.SyscallConn()
 	if err != nil {
-		return 0
+		return info
 	}
-	var info [skMemInfoVars]uint32
 	size := uint32(unsafe.Sizeof(info))
 	_ = raw.Control(func(fd uintptr) {
 		_, _, _ = unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_MEMINFO,
 			uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
 	})
-	return uint64(info[skMemInfoDrops])
+	return info
 }
