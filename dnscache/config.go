@@ -1,12 +1,14 @@
 package dnscache
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
 	"time"
 
+	"nodelocaldns/dnscache/upstream"
 	"nodelocaldns/dnscache/wire"
 )
 
@@ -37,6 +39,10 @@ type Config struct {
 
 	// StubDomains are answered by servers of their own.
 	StubDomains []StubDomain
+
+	// Roots are whose certificates servers asked over TLS must have; nil stands for
+	// the system's.
+	Roots *x509.CertPool
 
 	// Cluster, Reverse and External are the caps of the three kinds of zone:
 	// the cluster domain, in-addr.arpa and ip6.arpa, and everything else
@@ -72,16 +78,16 @@ const (
 // Upstreams says who answers external names.
 type Upstreams struct {
 	Source  UpstreamSource
-	Servers []netip.AddrPort // for ServerList only
+	Servers []upstream.Addr // for ServerList only
 }
 
 // A StubDomain is a zone with servers of its own.
 type StubDomain struct {
 	Zone    string // lower case, without a trailing dot
-	Servers []netip.AddrPort
+	Servers []upstream.Addr
 }
 
-// Transport says how upstream servers are asked.
+// Transport says how upstream servers are asked that are not asked over TLS.
 type Transport int
 
 const (
@@ -98,6 +104,7 @@ const (
 type Zone struct {
 	Success, Denial Limits
 	Transport       Transport
+	Policy          upstream.Policy // of several servers, which one is asked first
 	Stale           Stale
 }
 

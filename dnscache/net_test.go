@@ -387,8 +387,11 @@ func onPipe(t *testing.T, s *Server) (client net.Conn, ended <-chan struct{}) {
 	return theirs, left
 }
 
+// newTestClient is a client of an address of its own.
 func newTestClient(s *Server, conn net.Conn) *client {
-	cl := &client{conn: conn, counters: &s.streamC, pending: make(chan struct{}, maxPending)}
+	n := s.clients.count()
+	from := netip.AddrFrom4([4]byte{10, 0, byte(n >> 8), byte(n)})
+	cl := &client{conn: conn, from: from, counters: &s.streamC, pending: make(chan struct{}, maxPending)}
 	s.clients.add(cl, s.now())
 	return cl
 }
@@ -866,7 +869,7 @@ func TestValidate(t *testing.T) {
 		"no kube-dns":              func(c *Config) { c.ClusterDNS = nil },
 		"an empty list":            func(c *Config) { c.Upstreams = Upstreams{Source: ServerList} },
 		"a stub without servers":   func(c *Config) { c.StubDomains = []StubDomain{{Zone: "example"}} },
-		"a stub domain of nothing": func(c *Config) { c.StubDomains = []StubDomain{{Servers: []netip.AddrPort{server}}} },
+		"a stub domain of nothing": func(c *Config) { c.StubDomains = []StubDomain{{Servers: upstream.Plain([]netip.AddrPort{server})}} },
 		"no memory":                func(c *Config) { c.MaxBytes = 0 },
 	} {
 		cfg := testConfig(kubeDNS)

@@ -47,16 +47,21 @@ func (r *routes) find(name []byte) *route {
 	}
 }
 
-// exchangers makes the means to ask a server.
+// exchangers makes the means to ask a server. What it leaves to others is nil.
 type exchangers func(server netip.AddrPort, p Proto) upstream.Exchanger
 
-// network asks real servers.
+// network asks real servers. TLS is left to newRoutes, which know whom to believe.
 func network(now func() time.Time) exchangers {
 	return func(server netip.AddrPort, p Proto) upstream.Exchanger {
-		if p == UDP {
+		switch p {
+		case UDP:
 			return &upstream.UDP{Server: server}
+		case TCP:
+			e := upstream.NewTCP(server, now)
+			e.Keepalive = true
+			return e
 		}
-		return upstream.NewTCP(server, now)
+		return nil
 	}
 }
 
@@ -64,19 +69,33 @@ func network(now func() time.Time) exchangers {
 // it wants any, are node.
 func newRoutes(cfg Config, node []netip.AddrPort, make exchangers, counters *upstreamCounters, now func() time.Time) *routes {
 	r := &routes{bySuffix: map[string]*route{}}
-	group := func(servers []netip.AddrPort, t Transport) *upstream.Group {
-		g := &upstream.Group{Now: now}
+	tls := func(a upstream.Addr) upstream.Exchanger {
+		if e := make(a.AddrPort, TLS); e != nil {
+			return e
+		}
+		e := upstream.NewTLS(a, cfg.Roots, now)
+		e.Keepalive = true
+		return e
+	}
+	// Each route has connections of its own: names that hang hold up no other zone's.
+	group := func(servers []upstream.Addr, z Zone) *upstream.Group {
+		g := &upstream.Group{Now: now, Policy: z.Policy}
 		for _, a := range servers {
-			s := &upstream.Server{Addr: a, TCP: make(a, TCP), TCPCounters: counters.of(a, TCP)}
-			if t == TransportUDP || t == TransportAuto && !slices.Contains(cfg.ClusterDNS, a) {
-				s.UDP, s.UDPCounters = make(a, UDP), counters.of(a, UDP)
+			s := &upstream.Server{Addr: a}
+			if a.TLSName != "" {
+				s.TCP, s.TCPCounters = tls(a), counters.of(a.AddrPort, TLS)
+			} else {
+				s.TCP, s.TCPCounters = make(a.AddrPort, TCP), counters.of(a.AddrPort, TCP)
+				if z.Transport == TransportUDP || z.Transport == TransportAuto && !slices.Contains(cfg.ClusterDNS, a.AddrPort) {
+					s.UDP, s.UDPCounters = make(a.AddrPort, UDP), counters.of(a.AddrPort, UDP)
+				}
 			}
 			g.Servers = append(g.Servers, s)
 		}
 		return g
 	}
-	add := func(zone uint8, z Zone, servers []netip.AddrPort, names ...string) {
-		rt := &route{zone: zone, caps: z.caps(), group: group(servers, z.Transport)}
+	add := func(zone uint8, z Zone, servers []upstream.Addr, names ...string) {
+		rt := &route{zone: zone, caps: z.caps(), group: group(servers, z)}
 		rt.await = cfg.AwaitClusterDNS && len(servers) == 0 && (zone != zoneExternal || cfg.Upstreams.Source == KubeDNS)
 		for i, name := range names {
 			w, _ := wire.ParseName(name) // Config.Validate has seen that it is one
@@ -87,16 +106,16 @@ func newRoutes(cfg Config, node []netip.AddrPort, make exchangers, counters *ups
 		}
 		r.all = append(r.all, rt)
 	}
-	var external []netip.AddrPort
+	clusterDNS := upstream.Plain(cfg.ClusterDNS)
+	var external []upstream.Addr
 	switch cfg.Upstreams.Source {
 	case KubeDNS:
-		external = cfg.ClusterDNS
+		external = clusterDNS
 	case NodeResolvers:
-		external = node
+		external = upstream.Plain(node)
 	case ServerList:
 		external = cfg.Upstreams.Servers
 	}
-	clusterDNS := cfg.ClusterDNS
 	if len(clusterDNS) == 0 && !cfg.AwaitClusterDNS {
 		// The transport of those zones is about kube-dns; many a resolver of a
 		// node has no TCP.
@@ -180,7 +199,7 @@ func (u *upstreamCounters) stats(r *routes, now time.Time) []UpstreamStats {
 func (r *routes) down(server netip.AddrPort, now time.Time) bool {
 	for _, rt := range r.all {
 		for _, s := range rt.group.Servers {
-			if s.Addr == server && s.Down(now) {
+			if s.Addr.AddrPort == server && s.Down(now) {
 				return true
 			}
 		}

@@ -372,11 +372,11 @@ func (c *conversation) configure(words []string) {
 	case words[0] == "upstreams" && words[1] == "node":
 		c.cfg.Upstreams = Upstreams{Source: NodeResolvers}
 	case words[0] == "upstreams":
-		c.cfg.Upstreams = Upstreams{Source: ServerList, Servers: addrs(1)}
+		c.cfg.Upstreams = Upstreams{Source: ServerList, Servers: upstream.Plain(addrs(1))}
 	case words[0] == "tcp": // only, for a zone
 		zones[words[1]].Transport = TransportTCP
 	case words[0] == "stub":
-		c.cfg.StubDomains = append(c.cfg.StubDomains, StubDomain{words[1], addrs(2)})
+		c.cfg.StubDomains = append(c.cfg.StubDomains, StubDomain{words[1], upstream.Plain(addrs(2))})
 	case words[0] == "stale": // ZONE FOR [denial]
 		zones[words[1]].Stale = Stale{AnswerTTL: 30 * time.Second, ClientTimeout: 400 * time.Millisecond, Denial: len(words) > 3}
 		zones[words[1]].Stale.For, err = time.ParseDuration(words[2])

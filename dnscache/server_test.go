@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"nodelocaldns/dnscache/upstream"
 )
 
 // testConfig is a resolver in front of the given servers.
@@ -124,7 +126,7 @@ func TestNobodyAnsweringIsServfailInUnderASecond(t *testing.T) {
 	}
 	defer func() { _ = silent.Close() }()
 	cfg := testConfig()
-	cfg.Upstreams = Upstreams{Source: ServerList, Servers: []netip.AddrPort{netip.MustParseAddrPort(silent.LocalAddr().String())}}
+	cfg.Upstreams = Upstreams{Source: ServerList, Servers: upstream.Plain([]netip.AddrPort{netip.MustParseAddrPort(silent.LocalAddr().String())})}
 	_, at := serve(t, cfg)
 	q := new(dns.Msg).SetQuestion("example.com.", dns.TypeA)
 	q.SetEdns0(1232, false)

@@ -79,13 +79,15 @@ func readable(c syscall.Conn) bool {
 // Proto indexes per-protocol counters.
 type Proto int
 
-// The protocols of Stats.Queries.
+// The protocols. Those of Stats.Queries are UDP and TCP; upstream servers may be
+// asked over TLS, too.
 const (
 	UDP Proto = iota
 	TCP
+	TLS
 )
 
-func (p Proto) String() string { return [...]string{"udp", "tcp"}[p] }
+func (p Proto) String() string { return [...]string{"udp", "tcp", "tls"}[p] }
 
 // ZoneKinds are the kinds of zone, in the order of Stats.Cache.
 var ZoneKinds = [...]string{"cluster", "reverse", "external"}

@@ -94,7 +94,7 @@ func BenchmarkAQuestionOfAGroupOverTCP(b *testing.B) {
 		}
 	}()
 	at := netip.MustParseAddrPort(l.Addr().String())
-	g := &Group{Now: time.Now, Servers: []*Server{{Addr: at, TCP: NewTCP(at, time.Now), TCPCounters: &Counters{}}}}
+	g := &Group{Now: time.Now, Servers: []*Server{{Addr: Addr{AddrPort: at}, TCP: NewTCP(at, time.Now), TCPCounters: &Counters{}}}}
 	defer g.Close()
 	k := key(b, "www.example")
 	b.ReportAllocs()

@@ -79,7 +79,7 @@ func group(t *testing.T, servers ...*fake) (*Group, *log) {
 	g := &Group{Now: time.Now}
 	for i, f := range servers {
 		f.t, f.log, f.name = t, l, string(rune('a'+i))
-		g.Servers = append(g.Servers, &Server{Addr: netip.MustParseAddrPort("192.0.2.1:53"), TCP: f, TCPCounters: &Counters{}})
+		g.Servers = append(g.Servers, &Server{Addr: Addr{AddrPort: netip.MustParseAddrPort("192.0.2.1:53")}, TCP: f, TCPCounters: &Counters{}})
 	}
 	return g, l
 }

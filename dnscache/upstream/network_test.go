@@ -197,7 +197,7 @@ func (d *datagrams) Exchange(ctx context.Context, query, _ []byte) ([]byte, erro
 
 // over makes a group of one server.
 func over(udp Exchanger, tcp Exchanger) *Group {
-	s := &Server{Addr: netip.MustParseAddrPort("10.96.0.10:53"), UDP: udp, TCP: tcp, UDPCounters: &Counters{}, TCPCounters: &Counters{}}
+	s := &Server{Addr: Addr{AddrPort: netip.MustParseAddrPort("10.96.0.10:53")}, UDP: udp, TCP: tcp, UDPCounters: &Counters{}, TCPCounters: &Counters{}}
 	return &Group{Now: time.Now, Servers: []*Server{s}}
 }
 

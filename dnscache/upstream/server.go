@@ -3,7 +3,6 @@ package upstream
 import (
 	"context"
 	"errors"
-	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -38,9 +37,9 @@ func (c *Counters) answered(d time.Duration) {
 
 // A Server is one upstream server.
 type Server struct {
-	Addr netip.AddrPort
+	Addr Addr
 	UDP  Exchanger // nil: TCP only
-	TCP  Exchanger
+	TCP  Exchanger // or TLS
 
 	UDPCounters, TCPCounters *Counters // UDPCounters may be nil where UDP is
 
