@@ -18,6 +18,9 @@ import (
 // Limits of TCP clients (RFC 7766 6.1 and 6.2).
 const (
 	maxClients = 1024
+	// maxEach bounds those of one address, so that a pod that opens connections
+	// without end leaves the others room.
+	maxEach = maxClients / 8
 	// idleTimeout is how long a client may take for its next query, whole: a
 	// few seconds for those who ask more, not for ever for those who do not.
 	idleTimeout = 10 * time.Second
@@ -36,6 +39,7 @@ const (
 type clients struct {
 	mu   sync.Mutex
 	open map[*client]struct{}
+	each map[netip.Addr]int // how many an address has
 }
 
 // A client is one TCP connection.
@@ -180,35 +184,44 @@ func (c *client) write(msg []byte) error {
 // maxKeptBuffer is the largest reply buffer that a connection keeps.
 const maxKeptBuffer = 4096
 
-// add lets a client in, in place of an idle one where there are too many. It
-// is false where all are busy.
+// add lets a client in, in place of an idle one where there are too many, of its
+// address or at all. It is false where all of those are busy.
 func (c *clients) add(cl *client, now time.Duration) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.open) >= maxClients && !c.closeIdle(now) {
-		return false
+	switch {
+	case c.each[cl.from] >= maxEach:
+		if !c.closeIdle(now, func(other *client) bool { return other.from == cl.from }) {
+			return false
+		}
+	case len(c.open) >= maxClients:
+		if !c.closeIdle(now, func(*client) bool { return true }) {
+			return false
+		}
 	}
 	if c.open == nil {
-		c.open = map[*client]struct{}{}
+		c.open, c.each = map[*client]struct{}{}, map[netip.Addr]int{}
 	}
 	cl.last.Store(int64(now))
 	c.open[cl] = struct{}{}
+	c.each[cl.from]++
 	return true
 }
 
-// closeIdle closes the client that has asked nothing for longest. c.mu is held.
-func (c *clients) closeIdle(now time.Duration) bool {
+// closeIdle closes that client of those which has asked nothing for longest. c.mu is
+// held.
+func (c *clients) closeIdle(now time.Duration, those func(*client) bool) bool {
 	var idle *client
 	at := int64(now - idleEnough)
 	for cl := range c.open {
-		if last := cl.last.Load(); last <= at && len(cl.pending) == 0 {
+		if last := cl.last.Load(); last <= at && len(cl.pending) == 0 && those(cl) {
 			idle, at = cl, last
 		}
 	}
 	if idle == nil {
 		return false
 	}
-	delete(c.open, idle)
+	c.forget(idle)
 	_ = idle.conn.Close() // its reader ends
 	return true
 }
@@ -216,8 +229,19 @@ func (c *clients) closeIdle(now time.Duration) bool {
 func (c *clients) remove(cl *client) {
 	_ = cl.conn.Close()
 	c.mu.Lock()
-	delete(c.open, cl)
+	c.forget(cl)
 	c.mu.Unlock()
+}
+
+// forget takes a client from the counts, once. c.mu is held.
+func (c *clients) forget(cl *client) {
+	if _, ok := c.open[cl]; !ok {
+		return
+	}
+	delete(c.open, cl)
+	if c.each[cl.from]--; c.each[cl.from] == 0 {
+		delete(c.each, cl.from)
+	}
 }
 
 func (c *clients) count() int64 {

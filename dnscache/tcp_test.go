@@ -59,3 +59,48 @@ func TestAReplyOverTCPIsToTheQuestionThatWasAsked(t *testing.T) {
 		t.Errorf("the reply is\n%s\nwant one to the first query", m)
 	}
 }
+
+// A pod that opens connections without end has an eighth of them.
+func TestTheClientsOfOneAddressAreBounded(t *testing.T) {
+	s := offline(t, addresses(1))
+	conn, theirs := net.Pipe()
+	defer theirs.Close()
+	add := func(from byte, at time.Duration) *client {
+		c := &client{conn: conn, from: address(int(from)), pending: make(chan struct{}, maxPending)}
+		if !s.clients.add(c, at) {
+			return nil
+		}
+		return c
+	}
+	other := add(2, 0)
+	var first *client
+	for i := range maxEach {
+		c := add(1, time.Second)
+		if c == nil {
+			t.Fatalf("client %d of an address was not let in", i+1)
+		}
+		if first == nil {
+			first = c
+		}
+	}
+	if add(1, time.Second) != nil {
+		t.Errorf("client %d of an address was let in where all are busy", maxEach+1)
+	}
+	if add(3, time.Second) == nil {
+		t.Error("another address was not let in")
+	}
+	first.last.Store(int64(time.Second / 2))
+	if add(1, 2*time.Second) == nil {
+		t.Error("none of its own made room")
+	}
+	if _, ok := s.clients.open[first]; ok {
+		t.Error("the one idle for longest is still there")
+	}
+	if _, ok := s.clients.open[other]; !ok {
+		t.Error("another address's made room")
+	}
+	s.clients.remove(first) // as its reader does
+	if n := s.clients.each[address(1)]; n != maxEach {
+		t.Errorf("%d of the address are counted, want %d", n, maxEach)
+	}
+}
