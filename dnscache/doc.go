@@ -9,7 +9,8 @@
 // entry is answered there and then: the stored records are copied behind the
 // client's own question and their TTLs counted down (cache.Entry.AppendReply).
 // That path allocates nothing, takes one read lock for the length of a map
-// lookup, and never waits.
+// lookup, and never waits. An entry that has expired is answered there, too, where
+// upstream is known not to answer (stale.go).
 //
 // Everything else joins a flight: one upstream question for a key and all who
 // wait for it. Its goroutine finds the route (longest suffix), asks the
@@ -22,7 +23,8 @@
 //     SERVFAIL where upstream has none, because clients then ask their next
 //     nameserver at once, and wait five seconds where there is silence.
 //   - One key is asked upstream once at a time, however many ask for it.
-//   - No reply is served past its TTL or its zone's cap.
+//   - No reply is served past its TTL or its zone's cap, unless upstream does not
+//     answer; none that upstream has deleted once it answers again.
 //   - Memory is bounded: entries by a byte budget, flights, waiters and
 //     connections by number.
 //   - A loop of forwarders is reported and answered with SERVFAIL. Nothing

@@ -158,6 +158,7 @@ func (s *Server) fly(fl *flight) {
 			s.flights.mu.Lock()
 			a.Unasked = fl.unasked
 			s.flights.mu.Unlock()
+			a.Took = now - fl.began
 			s.land(fl, cache.NewEntry(fl.key, a, fl.route.zone, now), usable)
 			return
 		}
@@ -230,9 +231,9 @@ func (s *Server) land(fl *flight, e *cache.Entry, how landing) {
 func (s *Server) keep(fl *flight, e *cache.Entry) *flight {
 	current := s.current(fl)
 	if fl.landed {
-		// What was asked for later, and answered, is newer.
+		// What upstream has said to a later question is newer.
 		had := s.cache.Get(fl.key)
-		if !current || had != nil && had.Class() != cache.Failure && had.Stored() > fl.began {
+		if !current || had != nil && had.Class() != cache.Failure && had.Asked() > fl.began {
 			return nil
 		}
 	}

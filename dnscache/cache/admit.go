@@ -41,8 +41,9 @@ type Admission struct {
 	AD    bool          // upstream says that it validated
 	TTL   time.Duration // how long to keep it, in whole seconds; 0 unless it is to be kept
 
-	// Unasked is what the entry will say of itself; Admit leaves it 0.
+	// What the entry will say of itself; Admit leaves both 0.
 	Unasked uint8
+	Took    time.Duration // from the question to the reply
 
 	body       []byte   // the records, in the reply's own memory
 	ttls       []uint16 // offsets of TTLs in body

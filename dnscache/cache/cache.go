@@ -177,8 +177,10 @@ func (c *Cache) evict(s *shard, l *list, keep *Entry) bool {
 	if e == nil {
 		return false
 	}
+	if !e.stale() {
+		c.evicted.Add(1)
+	}
 	c.remove(s, e)
-	c.evicted.Add(1)
 	return true
 }
 
@@ -186,7 +188,7 @@ func (c *Cache) evict(s *shard, l *list, keep *Entry) bool {
 func (c *Cache) remove(s *shard, e *Entry) {
 	delete(s.m, e.hash)
 	pool := e.pool()
-	if e.stale {
+	if e.stale() {
 		s.stale[pool].remove(e)
 		c.stale[pool].Add(-1)
 	} else {
@@ -213,9 +215,9 @@ func (c *Cache) Sweep(now time.Duration) int {
 					case expired >= keep:
 						c.remove(s, e)
 						n++
-					case expired >= 0 && !e.stale:
+					case expired >= 0 && !e.stale():
 						l.remove(e)
-						e.stale = true
+						e.marks.Or(markStale)
 						s.stale[pool].push(e)
 						c.stale[pool].Add(1)
 					}
@@ -263,7 +265,7 @@ type Usage struct {
 	Success, Denial [Zones]int64 // entries by kind of zone
 	Failures        int64
 	Bytes, MaxBytes int64
-	Evictions       uint64 // since New
+	Evictions       uint64 // since New, of entries that were not known to have expired
 }
 
 // Usage returns how full the cache is. Its numbers are read one by one.

@@ -47,8 +47,8 @@ func checked(t *testing.T, c *Cache) Usage {
 					counts[p]++
 					stale[p] += int64(list)
 					bytes += e.cost()
-					if s.m[e.hash] != e || e.pool() != p || e.stale != (list == 1) {
-						t.Fatalf("entry of pool %d, stale %v, in the list of pool %d, stale %v, or in no map", e.pool(), e.stale, p, list == 1)
+					if s.m[e.hash] != e || e.pool() != p || e.stale() != (list == 1) {
+						t.Fatalf("entry of pool %d, stale %v, in the list of pool %d, stale %v, or in no map", e.pool(), e.stale(), p, list == 1)
 					}
 				}
 			}
@@ -269,6 +269,9 @@ func TestWhatHasExpiredGivesWayFirst(t *testing.T) {
 	c := aged(plenty)
 	for i := range 100 {
 		c.Put(NewEntry(testKey(1000+i), Admission{TTL: time.Hour}, 0, time.Minute))
+		if u := c.Usage(); u.Evictions != 0 {
+			t.Fatalf("%d evictions of what had not expired", u.Evictions)
+		}
 		if stale, fresh := left(c); stale != 99-i || fresh != 100 {
 			t.Fatalf("%d expired and %d fresh ones are left after %d more", stale, fresh, i+1)
 		}
@@ -359,6 +362,14 @@ func TestAnEntryCountsItsHitsAsFarAsAnybodyCares(t *testing.T) {
 	}
 	if !e.Begin() || e.Begin() || e.Hits() != 3 {
 		t.Error("a refresh is begun once, and is no hit")
+	}
+}
+
+func TestAnEntryKnowsWhenItWasAskedFor(t *testing.T) {
+	for took, want := range map[time.Duration]time.Duration{0: 0, tookUnit - 1: 0, time.Second: time.Second, 3 * time.Second: 3 * time.Second, time.Hour: 255 * tookUnit} {
+		if e := NewEntry(testKey(1), Admission{Took: took}, 0, time.Minute); e.Asked() != time.Minute-want {
+			t.Errorf("%v: asked at %v", took, e.Asked())
+		}
 	}
 }
 

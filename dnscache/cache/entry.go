@@ -28,7 +28,7 @@ type Entry struct {
 	zone    uint8
 	ad      bool
 	unasked uint8
-	stale   bool // in its shard's list of stale entries; guarded by the shard's lock
+	took    uint8 // tookUnits from the question to its reply, rounded down
 
 	turn   atomic.Uint32 // rotation of the next reply
 	failed atomic.Uint32 // see Fail
@@ -42,12 +42,16 @@ type Entry struct {
 const (
 	markUsed  uint32 = 1 << iota // asked for since the eviction hand last came by
 	markBegun                    // a refresh ahead of expiry was begun, or refused
+	markStale                    // in its shard's list of stale entries; changes under the shard's lock
 	markHit                      // the lowest bit of how often it was hit since it was stored
 )
 
 type rotation struct {
 	from, size, n uint16
 }
+
+// tookUnit is the unit of Entry.took, which so holds up to four seconds.
+const tookUnit = time.Second / 64
 
 // entryOverhead is what an entry costs beside its data: the struct (96, a size
 // that the allocator has; what is in it is packed for that) and the map's slot, which is 24 to 48 as the map fills and grows; measured by
@@ -61,7 +65,8 @@ func NewEntry(key []byte, a Admission, zone uint8, now time.Duration) *Entry {
 		stored: int64(now), ttl: uint32(a.TTL / time.Second),
 		keyLen: uint16(len(key)), bodyLen: uint16(len(a.body)), counts: a.counts,
 		rotate: rotation{uint16(a.rotateFrom), uint16(a.rotateSize), uint16(a.rotateN)},
-		ede:    wire.EDENone, rcode: uint8(a.RCode), class: a.Class, zone: zone, ad: a.AD, unasked: a.Unasked,
+		ede:    wire.EDENone, rcode: uint8(a.RCode), class: a.Class, zone: zone, ad: a.AD,
+		unasked: a.Unasked, took: uint8(min(a.Took/tookUnit, 1<<8-1)),
 		// Grow, unlike make, gives all of what the allocator rounds up to, so
 		// that cost can charge for it.
 		data: slices.Grow([]byte(nil), len(key)+len(a.body)+2*len(a.ttls)),
@@ -96,8 +101,14 @@ func (e *Entry) Zone() uint8 { return e.zone }
 // asked for.
 func (e *Entry) Unasked() uint8 { return e.unasked }
 
-// Stored is when the entry was made.
-func (e *Entry) Stored() time.Duration { return time.Duration(e.stored) }
+// Asked is when upstream was asked for what the entry holds, or up to a 64th of a
+// second later.
+func (e *Entry) Asked() time.Duration {
+	return time.Duration(e.stored) - time.Duration(e.took)*tookUnit
+}
+
+// stale reports whether the entry is in its shard's list of stale ones.
+func (e *Entry) stale() bool { return e.marks.Load()&markStale != 0 }
 
 // Expired is for how long the entry has been stale at now; less than 0 while it
 // is fresh.

@@ -53,8 +53,8 @@ type Group struct {
 
 	turn     atomic.Uint32 // of RoundRobin
 	budget   budget
-	answered atomic.Int64 // with a usable reply, when last, in unix nanoseconds
-	probed   atomic.Int64 // while dead, likewise
+	answered atomic.Pointer[time.Time] // with a usable reply, when last
+	probed   atomic.Int64              // while dead, when last, in unix nanoseconds
 }
 
 // Dead reports whether every server is dead: nobody has been answered lately
@@ -77,10 +77,11 @@ func (g *Group) dead(now time.Time) (dead bool, last int64) {
 }
 
 // Answered is when a server of the group last gave a usable reply, NOERROR or
-// NXDOMAIN, to anybody; zero for never.
+// NXDOMAIN, to anybody; zero for never. It is a time of Now, which may be compared with
+// others whatever becomes of the node's clock.
 func (g *Group) Answered() time.Time {
-	if at := g.answered.Load(); at != 0 {
-		return time.Unix(0, at)
+	if at := g.answered.Load(); at != nil {
+		return *at
 	}
 	return time.Time{}
 }
@@ -260,7 +261,7 @@ func (r *race) ended(i int, s *Server, reply []byte, err error) (next int, more 
 	case err == nil:
 		s.ok(now)
 		if usable(reply) {
-			r.g.answered.Store(now.UnixNano())
+			r.g.answered.Store(&now)
 		}
 	case r.over && r.reply != nil || r.ctx.Err() != nil:
 		// It did not do well if it was silent towards everybody for longer than
