@@ -229,6 +229,9 @@ func (a *app) servable() (config.Config, error) {
 	} else if err != nil {
 		return cfg, err
 	}
+	if err := cfg.TLS.Read(a.under(cfg.TLS.CAFile)); err != nil {
+		return cfg, withHint(err, `the resolver's own user must be able to read it; tls.caFile: "" believes whom the system trusts`)
+	}
 	err = cfg.Resolver(nil).Validate()
 	if errors.Is(err, dnscache.ErrNoClusterDNS) {
 		err = withHint(errors.New("upstreams is kube-dns and cluster.dns is empty"), "%s", hintDNS)

@@ -3,7 +3,10 @@
 package config
 
 import (
+	"crypto/x509"
+	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"time"
@@ -26,6 +29,7 @@ type Config struct {
 	// StubDomains are sorted by zone; zones are lower case, without a
 	// trailing dot.
 	StubDomains []dnscache.StubDomain
+	TLS         TLS
 	Zones       Zones
 	Cache       Cache
 	Kubelet     Kubelet
@@ -49,6 +53,28 @@ type Cluster struct {
 	Domain string           // lower case, without a trailing dot
 	Auto   bool             // the node is asked for the kube-dns addresses; DNS is empty then
 	DNS    []netip.AddrPort // the kube-dns addresses; may be empty
+}
+
+// TLS says what servers asked over TLS must prove.
+type TLS struct {
+	CAFile string         // whose certificates they must have; empty: those the system trusts
+	Roots  *x509.CertPool // what [TLS.Read] has read; nil: the system's
+}
+
+// Read reads CAFile under the name path. It has nothing to do without one.
+func (t *TLS) Read(path string) error {
+	if t.CAFile == "" {
+		return nil
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("reading tls.caFile: %w", err)
+	}
+	t.Roots = x509.NewCertPool()
+	if !t.Roots.AppendCertsFromPEM(text) {
+		return fmt.Errorf("reading tls.caFile: %s has no certificate in PEM", path)
+	}
+	return nil
 }
 
 // Zones are the caps of the three kinds of zone, and how they serve what has
@@ -227,6 +253,7 @@ func (c Config) Resolver(found []netip.Addr) dnscache.Config {
 			Servers: slices.Clone(c.Upstreams.Servers),
 		},
 		StubDomains: slices.Clone(c.StubDomains),
+		Roots:       c.TLS.Roots,
 		Cluster:     c.Zones.Cluster,
 		Reverse:     c.Zones.Reverse,
 		External:    c.Zones.External,

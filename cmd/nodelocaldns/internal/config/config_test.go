@@ -2,10 +2,15 @@ package config
 
 import (
 	"bytes"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
+	"net/http/httptest"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -16,6 +21,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"nodelocaldns/dnscache"
+	"nodelocaldns/dnscache/upstream"
 	"nodelocaldns/host"
 	"nodelocaldns/host/drain"
 	"nodelocaldns/host/kubelet"
@@ -46,7 +52,7 @@ func TestTheReferenceSaysWhatTheCodeDoes(t *testing.T) {
 
 func TestEveryKeyOfTheReferenceHasAComment(t *testing.T) {
 	// The second and later of a row of alike keys need none.
-	alike := []string{"success:", "denial:", "entries:", "maxTTL:", "transport:", "serveStale: auto", "net.netfilter."}
+	alike := []string{"success:", "denial:", "entries:", "maxTTL:", "transport:", "policy:", "serveStale: auto", "net.netfilter."}
 	for i, line := range strings.Split(string(Reference), "\n") {
 		key := strings.TrimSpace(line)
 		if key == "" || strings.Contains(line, "# ") || !strings.HasPrefix(line, " ") ||
@@ -98,14 +104,15 @@ sysctls:
 kubelet: {manage: false, unit: kubelet@1.service, backend: args-file, drain: cordon, timeout: 10m, settle: 1m30s, kubeconfig: /etc/kubernetes/our.conf}
 cache: {maxBytes: 1536KiB, serveStale: {for: 2h, answerTTL: 7s, clientTimeout: 250ms, denial: true}, prefetch: {at: 25%, minHits: 3}, reload: 4, persist: false}
 zones:
-  cluster: {success: {entries: 1, maxTTL: 2s}, denial: {entries: 3, maxTTL: 0}, transport: auto, serveStale: {for: 3h, denial: false}}
-  reverse: {success: {entries: 4, maxTTL: 1h30m}, denial: {entries: 0, maxTTL: 168h}, transport: udp, serveStale: {for: 0s, answerTTL: 1s, clientTimeout: 800ms, denial: true}}
+  cluster: {success: {entries: 1, maxTTL: 2s}, denial: {entries: 3, maxTTL: 0}, transport: auto, policy: random, serveStale: {for: 3h, denial: false}}
+  reverse: {success: {entries: 4, maxTTL: 1h30m}, denial: {entries: 0, maxTTL: 168h}, transport: udp, policy: round-robin, serveStale: {for: 0s, answerTTL: 1s, clientTimeout: 800ms, denial: true}}
   external: {success: {entries: 5, maxTTL: 6s}, denial: {entries: 7, maxTTL: 8s}, transport: tcp}
 stubDomains:
-  Corp.Example.: [192.0.2.1, "192.0.2.2:5353"]
+  Corp.Example.: [192.0.2.1, "192.0.2.2:5353", tls://192.0.2.5#DNS.Example.]
   "10.in-addr.arpa": ["[2001:db8::2]:54"]
   "0x10": [2001:db8::3]
-upstreams: [192.0.2.3, "192.0.2.4:54", "fe80::1%eth0"]
+upstreams: [192.0.2.3, "192.0.2.4:54", "fe80::1%eth0", tls://192.0.2.3:8853#192.0.2.3, "tls://[2001:db8::4]:853#dns.example", "tls://2001:db8::5#dns.example"]
+tls: {caFile: /etc/ssl/our-ca.pem}
 cluster: {domain: K8S.Local., dns: [10.96.0.10, fd00::a]}
 listen: {addresses: [169.254.20.11, "fd00::20:11", 127.0.0.1], port: 5353, interface: nld1, linkType: bridge}
 `
@@ -122,18 +129,22 @@ func TestEveryKeyIsRead(t *testing.T) {
 	ofCluster.For, ofCluster.Denial = 3*time.Hour, false
 	prefetch := dnscache.Prefetch{At: 25, MinHits: 3}
 	zones := Zones{
-		Cluster:  dnscache.Zone{Success: limits(1, 2*time.Second), Denial: limits(3, 0), Transport: dnscache.TransportAuto, Stale: ofCluster},
-		Reverse:  dnscache.Zone{Success: limits(4, 90*time.Minute), Denial: limits(0, 168*time.Hour), Transport: dnscache.TransportUDP, Stale: ofReverse},
+		Cluster:  dnscache.Zone{Success: limits(1, 2*time.Second), Denial: limits(3, 0), Transport: dnscache.TransportAuto, Policy: upstream.Random, Stale: ofCluster},
+		Reverse:  dnscache.Zone{Success: limits(4, 90*time.Minute), Denial: limits(0, 168*time.Hour), Transport: dnscache.TransportUDP, Policy: upstream.RoundRobin, Stale: ofReverse},
 		External: dnscache.Zone{Success: limits(5, 6*time.Second), Denial: limits(7, 8*time.Second), Transport: dnscache.TransportTCP, Stale: stale},
 	}
 	upstreams := dnscache.Upstreams{
-		Source:  dnscache.ServerList,
-		Servers: []netip.AddrPort{ap("192.0.2.3:53"), ap("192.0.2.4:54"), ap("[fe80::1%eth0]:53")},
+		Source: dnscache.ServerList,
+		Servers: append(upstream.Plain([]netip.AddrPort{ap("192.0.2.3:53"), ap("192.0.2.4:54"), ap("[fe80::1%eth0]:53")}),
+			upstream.Addr{AddrPort: ap("192.0.2.3:8853"), TLSName: "192.0.2.3"},
+			upstream.Addr{AddrPort: ap("[2001:db8::4]:853"), TLSName: "dns.example"},
+			upstream.Addr{AddrPort: ap("[2001:db8::5]:853"), TLSName: "dns.example"}),
 	}
 	stubs := []dnscache.StubDomain{
-		{Zone: "0x10", Servers: []netip.AddrPort{ap("[2001:db8::3]:53")}},
-		{Zone: "10.in-addr.arpa", Servers: []netip.AddrPort{ap("[2001:db8::2]:54")}},
-		{Zone: "corp.example", Servers: []netip.AddrPort{ap("192.0.2.1:53"), ap("192.0.2.2:5353")}},
+		{Zone: "0x10", Servers: upstream.Plain([]netip.AddrPort{ap("[2001:db8::3]:53")})},
+		{Zone: "10.in-addr.arpa", Servers: upstream.Plain([]netip.AddrPort{ap("[2001:db8::2]:54")})},
+		{Zone: "corp.example", Servers: append(upstream.Plain([]netip.AddrPort{ap("192.0.2.1:53"), ap("192.0.2.2:5353")}),
+			upstream.Addr{AddrPort: ap("192.0.2.5:853"), TLSName: "dns.example"})},
 	}
 	sysctls := []sysctl.Param{
 		{Key: "net.netfilter.nf_conntrack_max", Value: 2097152, Policy: sysctl.Floor},
@@ -147,6 +158,7 @@ func TestEveryKeyIsRead(t *testing.T) {
 		Cluster:     Cluster{Domain: "k8s.local", DNS: []netip.AddrPort{ap("10.96.0.10:53"), ap("[fd00::a]:53")}},
 		Upstreams:   upstreams,
 		StubDomains: stubs,
+		TLS:         TLS{CAFile: "/etc/ssl/our-ca.pem"},
 		Zones:       zones,
 		Cache:       Cache{MaxBytes: 1536 << 10, ServeStale: stale, Prefetch: prefetch, Reload: 4},
 		Kubelet: Kubelet{Manage: false, Unit: "kubelet@1.service", Backend: kubelet.ByArgsFile, Settle: 90 * time.Second,
@@ -291,14 +303,14 @@ func TestRejected(t *testing.T) {
 	many := strings.Repeat("x", 100)
 	tests := []struct{ name, text, want string }{
 		{"an unknown key", "listen:\n  prot: 53\n", `2: listen.prot: unknown key, allowed: addresses, port, interface, linkType`},
-		{"an unknown key at the top", "lissten: {}\n", `1: lissten: unknown key, allowed: listen, cluster, upstreams, stubDomains, zones, cache, kubelet, sysctls, notrack, metrics, health`},
-		{"a key that is long and strange", "\"" + many + "\\n\": 1\n", `1: "` + many[:48] + `…": unknown key, allowed: listen, cluster, upstreams, stubDomains, zones, cache, kubelet, sysctls, notrack, metrics, health`},
+		{"an unknown key at the top", "lissten: {}\n", `1: lissten: unknown key, allowed: listen, cluster, upstreams, stubDomains, tls, zones, cache, kubelet, sysctls, notrack, metrics, health`},
+		{"a key that is long and strange", "\"" + many + "\\n\": 1\n", `1: "` + many[:48] + `…": unknown key, allowed: listen, cluster, upstreams, stubDomains, tls, zones, cache, kubelet, sysctls, notrack, metrics, health`},
 		{"a repeated key", "listen:\n  port: 53\n  port: 54\n", `3: listen.port: found this key again, allowed: once, as on line 2`},
-		{"a list as a key", "? [a]\n: b\n", `1: found a list as a key, allowed: a mapping of listen, cluster, upstreams, stubDomains, zones, cache, kubelet, sysctls, notrack, metrics, health`},
+		{"a list as a key", "? [a]\n: b\n", `1: found a list as a key, allowed: a mapping of listen, cluster, upstreams, stubDomains, tls, zones, cache, kubelet, sysctls, notrack, metrics, health`},
 		{"a merge key", "listen:\n  <<: {port: 53}\n", `2: listen."<<": unknown key, allowed: addresses, port, interface, linkType`},
 		{"no value", "listen:\n", `1: listen: found nothing, allowed: a mapping of addresses, port, interface, linkType`},
 		{"text for a mapping", "cache: 32MiB\n", `1: cache: found "32MiB", allowed: a mapping of maxBytes, serveStale, prefetch, reload, persist`},
-		{"a list for the file", "- a\n", `1: found a list, allowed: a mapping of listen, cluster, upstreams, stubDomains, zones, cache, kubelet, sysctls, notrack, metrics, health`},
+		{"a list for the file", "- a\n", `1: found a list, allowed: a mapping of listen, cluster, upstreams, stubDomains, tls, zones, cache, kubelet, sysctls, notrack, metrics, health`},
 
 		{"port text", "listen: {port: domain}\n", `1: listen.port: found "domain", allowed: a whole number from 1 to 65535`},
 		{"port 0", "listen: {port: 0}\n", `1: listen.port: found 0, allowed: a whole number from 1 to 65535`},
@@ -341,17 +353,25 @@ func TestRejected(t *testing.T) {
 		{"an upstream word", "upstreams: host\n", `1: upstreams: found "host", allowed: kube-dns, node, or a list of addresses such as [192.0.2.1]`},
 		{"an upstream that is no list", "upstreams: 1.1.1.1\n", `1: upstreams: found "1.1.1.1", allowed: kube-dns, node, or a list of addresses such as [192.0.2.1]`},
 		{"no upstream", "upstreams: []\n", `1: upstreams: found an empty list, allowed: kube-dns, node, or a list of addresses such as [192.0.2.1]`},
-		{"an upstream over TLS", "upstreams: ['tls://1.1.1.1#one']\n", `1: upstreams[0]: found "tls://1.1.1.1#one", allowed: an address or address:port`},
-		{"an upstream's name", "upstreams: [dns.example]\n", `1: upstreams[0]: found "dns.example", allowed: an address or address:port`},
-		{"an upstream's port 0", "upstreams: ['1.1.1.1:0']\n", `1: upstreams[0]: found "1.1.1.1:0", allowed: an address or address:port (not port 0)`},
+		{"an upstream's name", "upstreams: [dns.example]\n", `1: upstreams[0]: found "dns.example", allowed: an address, address:port, or tls://address#name`},
+		{"an upstream's port 0", "upstreams: ['1.1.1.1:0']\n", `1: upstreams[0]: found "1.1.1.1:0", allowed: an address, address:port, or tls://address#name (not port 0)`},
 		{"an upstream twice", "upstreams: [1.1.1.1, '1.1.1.1:53']\n", `1: upstreams[1]: found "1.1.1.1:53", allowed: each server once`},
-		{"fe80 without an interface", "upstreams: ['fe80::1']\n", `1: upstreams[0]: found "fe80::1", allowed: an address or address:port (fe80::/10 needs an interface, as in fe80::1%eth0)`},
+		{"fe80 without an interface", "upstreams: ['fe80::1']\n", `1: upstreams[0]: found "fe80::1", allowed: an address, address:port, or tls://address#name (fe80::/10 needs an interface, as in fe80::1%eth0)`},
 		{"ourselves as upstream, said first", "upstreams: [10.0.0.1]\nlisten: {addresses: [10.0.0.1]}\n", `1: upstreams[0]: found "10.0.0.1", allowed: a server other than ourselves (10.0.0.1:53 is one of listen.addresses)`},
 		{"ourselves as kube-dns", "cluster: {dns: ['169.254.20.10:53']}\n", `1: cluster.dns[0]: found "169.254.20.10:53", allowed: a server other than ourselves (169.254.20.10:53 is one of listen.addresses)`},
 		{"ourselves as stub server", "listen: {port: 5353}\nstubDomains: {a.b: ['169.254.20.10:5353']}\n", `2: stubDomains.a.b[0]: found "169.254.20.10:5353", allowed: a server other than ourselves (169.254.20.10:5353 is one of listen.addresses)`},
 
 		{"a stub domain without servers", "stubDomains: {a.b: []}\n", `1: stubDomains.a.b: found an empty list, allowed: at least one server`},
 		{"a stub domain with one server", "stubDomains: {a.b: 1.1.1.1}\n", `1: stubDomains.a.b: found "1.1.1.1", allowed: a list of servers`},
+		{"a server by another scheme", "upstreams: ['https://192.0.2.1#dns.example']\n", `1: upstreams[0]: found "https://192.0.2.1#dns.example", allowed: an address, address:port, or tls://address#name (https:// is not known)`},
+		{"TLS without a name", "upstreams:\n- 192.0.2.2\n- tls://192.0.2.1\n", `3: upstreams[1]: found "tls://192.0.2.1", allowed: an address, address:port, or tls://address#name (what its certificate is for is missing, as in tls://192.0.2.1#dns.example)`},
+		{"TLS without an address", "stubDomains: {a.b: ['tls://dns.example#dns.example']}\n", `1: stubDomains.a.b[0]: found "tls://dns.example#dns.example", allowed: an address, address:port, or tls://address#name (an address is missing in front of the #)`},
+		{"TLS with a strange name", "upstreams: ['tls://192.0.2.1#dns example']\n", `1: upstreams[0]: found "tls://192.0.2.1#dns example", allowed: an address, address:port, or tls://address#name (what is behind the # is no name that a certificate could be for)`},
+		{"TLS to the wildcard", "upstreams: ['tls://0.0.0.0#dns.example']\n", `1: upstreams[0]: found "tls://0.0.0.0#dns.example", allowed: an address, address:port, or tls://address#name (not the wildcard)`},
+		{"TLS twice", "upstreams: ['tls://192.0.2.1:853#dns.example', 'tls://192.0.2.1#DNS.example']\n", `1: upstreams[1]: found "tls://192.0.2.1#DNS.example", allowed: each server once`},
+		{"TLS to kube-dns", "cluster: {dns: ['tls://192.0.2.1#dns.example']}\n", `1: cluster.dns[0]: found "tls://192.0.2.1#dns.example", allowed: an address or address:port (kube-dns is asked without TLS)`},
+		{"certificates in a relative file", "tls: {caFile: ca.pem}\n", `1: tls.caFile: found "ca.pem", allowed: an absolute file name, or "" for the system's`},
+		{"an unknown policy", "zones: {external: {policy: fastest}}\n", `1: zones.external.policy: found "fastest", allowed: sequential, random, round-robin`},
 		{"the root as stub domain", "stubDomains: {.: [1.1.1.1]}\n", `1: stubDomains..: found ".", allowed: a domain name below the root, with a list of servers`},
 		{"the cluster domain as stub domain", "stubDomains: {Cluster.Local: [1.1.1.1]}\n", `1: stubDomains.Cluster.Local: found "Cluster.Local", allowed: a zone other than cluster.domain, which cluster.dns answers`},
 		{"a stub domain in two spellings", "stubDomains:\n  a.b: [1.1.1.1]\n  A.b.: [1.1.1.1]\n", `3: stubDomains.A.b.: found "A.b.", allowed: each zone once, as on line 2`},
@@ -530,4 +550,35 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("what is shown is read back differently (-want +got):\n%s\n%s", diff, c.YAML())
 		}
 	})
+}
+
+func TestCertificatesAreReadFromTheirFile(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	c := Default()
+	if err := c.TLS.Read(filepath.Join(dir, "absent")); err != nil || c.Resolver(nil).Roots != nil {
+		t.Errorf("without a file: %v, %v", c.TLS.Roots, err)
+	}
+	c.TLS.CAFile = "/ca.pem"
+	if err := c.TLS.Read(filepath.Join(dir, "absent")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a file that is not there: %v", err)
+	}
+	path := write("bad", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+	if err := c.TLS.Read(path); err == nil || err.Error() != "reading tls.caFile: "+path+" has no certificate in PEM" {
+		t.Errorf("a file without a certificate: %v", err)
+	}
+	server := httptest.NewTLSServer(nil)
+	defer server.Close()
+	path = write("good", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})))
+	want := x509.NewCertPool()
+	want.AddCert(server.Certificate())
+	if err := c.TLS.Read(path); err != nil || !c.Resolver(nil).Roots.Equal(want) {
+		t.Errorf("%v", err)
+	}
 }

@@ -12,6 +12,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"nodelocaldns/dnscache"
+	"nodelocaldns/dnscache/upstream"
 	"nodelocaldns/host/drain"
 	"nodelocaldns/host/kubelet"
 	"nodelocaldns/host/link"
@@ -73,11 +74,15 @@ func (r *reader) root(n *yaml.Node, c *Config) {
 					c.Cluster.Auto, c.Cluster.DNS = true, nil
 					return
 				}
-				c.Cluster.Auto, c.Cluster.DNS = false, r.servers(path, n, *c, allowed)
+				c.Cluster.Auto, c.Cluster.DNS = false, nil
+				for _, s := range r.servers(path, n, *c, allowed, "an address or address:port", plainServer) {
+					c.Cluster.DNS = append(c.Cluster.DNS, s.AddrPort)
+				}
 			}},
 		),
 		field{"upstreams", func(path string, n *yaml.Node) { r.upstreams(path, n, c) }},
 		field{"stubDomains", func(path string, n *yaml.Node) { r.stubDomains(path, n, c) }},
+		r.of("tls", r.to("caFile", scalar(&c.TLS.CAFile, `an absolute file name, or "" for the system's`, absolute(""), "!!str"))),
 		r.of("zones",
 			r.zone("cluster", &c.Zones.Cluster),
 			r.zone("reverse", &c.Zones.Reverse),
@@ -102,7 +107,7 @@ func (r *reader) root(n *yaml.Node, c *Config) {
 			r.to("drain", oneOf(&c.Kubelet.Drain, drain.Auto, drain.Never, drain.Cordon, drain.Drain)),
 			r.to("timeout", span(&c.Kubelet.Timeout, "30s", time.Second, 24*time.Hour)),
 			r.to("settle", span(&c.Kubelet.Settle, "30s", time.Second, 10*time.Minute)),
-			r.to("kubeconfig", scalar(&c.Kubelet.Kubeconfig, "auto, or an absolute file name", absolute, "!!str")),
+			r.to("kubeconfig", scalar(&c.Kubelet.Kubeconfig, "auto, or an absolute file name", absolute(wordAuto), "!!str")),
 		),
 		field{"sysctls", func(path string, n *yaml.Node) { r.sysctls(path, n, &c.Sysctls) }},
 		r.of("notrack",
@@ -147,17 +152,16 @@ func (r *reader) addresses(path string, n *yaml.Node, dst *[]netip.Addr) {
 
 // servers reads a list of servers to ask. Ourselves is not one of them: a
 // query would go round until it times out.
-func (r *reader) servers(path string, n *yaml.Node, c Config, what string) []netip.AddrPort {
-	const allowed = "an address or address:port"
+func (r *reader) servers(path string, n *yaml.Node, c Config, what, allowed string, read func(string) (upstream.Addr, error)) []upstream.Addr {
 	ours := c.sockets()
-	var ss []netip.AddrPort
+	var ss []upstream.Addr
 	r.list(path, n, what, func(path string, n *yaml.Node) {
-		var s netip.AddrPort
-		scalar(&s, allowed, serverAddr, "!!str")(r, path, n)
+		var s upstream.Addr
+		scalar(&s, allowed, read, "!!str")(r, path, n)
 		switch {
 		case !s.IsValid():
-		case slices.Contains(ours, s):
-			r.wrong(n, path, fmt.Sprintf("a server other than ourselves (%s is one of listen.addresses)", s))
+		case slices.Contains(ours, s.AddrPort):
+			r.wrong(n, path, fmt.Sprintf("a server other than ourselves (%s is one of listen.addresses)", s.AddrPort))
 		case slices.Contains(ss, s):
 			r.wrong(n, path, "each server once")
 		default:
@@ -166,6 +170,9 @@ func (r *reader) servers(path string, n *yaml.Node, c Config, what string) []net
 	})
 	return ss
 }
+
+// anyServer is what server reads, in words.
+const anyServer = "an address, address:port, or tls://address#name"
 
 // The words of upstreams, as the configuration spells them.
 const (
@@ -191,7 +198,7 @@ func (r *reader) upstreams(path string, n *yaml.Node, c *Config) {
 		r.problem(n, path, "found an empty list, allowed: %s", allowed)
 		return
 	}
-	c.Upstreams = dnscache.Upstreams{Source: dnscache.ServerList, Servers: r.servers(path, n, *c, allowed)}
+	c.Upstreams = dnscache.Upstreams{Source: dnscache.ServerList, Servers: r.servers(path, n, *c, allowed, anyServer, server)}
 }
 
 func (r *reader) stubDomains(path string, n *yaml.Node, c *Config) {
@@ -214,7 +221,7 @@ func (r *reader) stubDomains(path string, n *yaml.Node, c *Config) {
 			continue
 		}
 		lines[zone] = k.Line
-		servers := r.servers(path, v, *c, "a list of servers")
+		servers := r.servers(path, v, *c, "a list of servers", anyServer, server)
 		if v.Kind == yaml.SequenceNode && len(v.Content) == 0 {
 			r.problem(v, path, "found an empty list, allowed: at least one server")
 		}
@@ -227,6 +234,12 @@ var transports = map[string]dnscache.Transport{
 	"auto": dnscache.TransportAuto,
 	"tcp":  dnscache.TransportTCP,
 	"udp":  dnscache.TransportUDP,
+}
+
+var policies = map[string]upstream.Policy{
+	"sequential":  upstream.Sequential,
+	"random":      upstream.Random,
+	"round-robin": upstream.RoundRobin,
 }
 
 // maxEntries is more than 16 GiB of the smallest entries could hold; it
@@ -256,13 +269,8 @@ func (r *reader) zone(key string, z *dnscache.Zone) field {
 	return r.of(key,
 		limits("success", &z.Success),
 		limits("denial", &z.Denial),
-		r.to("transport", scalar(&z.Transport, "auto, tcp, udp", func(s string) (dnscache.Transport, error) {
-			t, ok := transports[s]
-			if !ok {
-				return 0, errPlain
-			}
-			return t, nil
-		}, "!!str")),
+		r.to("transport", word(&z.Transport, "auto, tcp, udp", transports)),
+		r.to("policy", word(&z.Policy, "sequential, random, round-robin", policies)),
 		field{"serveStale", func(path string, n *yaml.Node) {
 			if s, ok := text(n, "!!str"); ok && s == wordAuto {
 				return

@@ -36,6 +36,16 @@ func quoteAll[T any](xs []T, format func(T) string) string {
 	return "[" + strings.Join(ss, ", ") + "]"
 }
 
+// spelled is the word that stands for v among words.
+func spelled[T comparable](words map[string]T, v T) string {
+	for word, w := range words {
+		if w == v {
+			return word
+		}
+	}
+	return ""
+}
+
 // YAML is c as a file that [Parse] reads back as c, every key given.
 func (c Config) YAML() []byte {
 	var b strings.Builder
@@ -58,7 +68,7 @@ func (c Config) YAML() []byte {
 	if c.Cluster.Auto {
 		p("  dns: %s", wordAuto)
 	} else {
-		p("  dns: %s", quoteAll(c.Cluster.DNS, formatServer))
+		p("  dns: %s", quoteAll(c.Cluster.DNS, formatPlain))
 	}
 	switch c.Upstreams.Source {
 	case dnscache.KubeDNS:
@@ -76,6 +86,8 @@ func (c Config) YAML() []byte {
 			p("  %s: %s", quote(d.Zone), quoteAll(d.Servers, formatServer))
 		}
 	}
+	p("tls:")
+	p("  caFile: %s", strconv.Quote(c.TLS.CAFile))
 	p("zones:")
 	for _, z := range []struct {
 		name string
@@ -84,11 +96,8 @@ func (c Config) YAML() []byte {
 		p("  %s:", z.name)
 		p("    success: {entries: %d, maxTTL: %s}", z.Success.Entries, z.Success.MaxTTL)
 		p("    denial: {entries: %d, maxTTL: %s}", z.Denial.Entries, z.Denial.MaxTTL)
-		for word, t := range transports {
-			if t == z.Transport {
-				p("    transport: %s", word)
-			}
-		}
+		p("    transport: %s", spelled(transports, z.Transport))
+		p("    policy: %s", spelled(policies, z.Policy))
 		if z.Stale == c.Cache.ServeStale {
 			p("    serveStale: %s", wordAuto)
 		} else {

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"nodelocaldns/dnscache/upstream"
 )
 
 // text is n's text if n is a scalar with one of tags ("!!str", "!!int", …).
@@ -78,6 +80,17 @@ func oneOf[T ~string](dst *T, words ...T) func(*reader, string, *yaml.Node) {
 			return "", errPlain
 		}
 		return T(s), nil
+	}, "!!str")
+}
+
+// word reads one of the keys of words, which allowed lists.
+func word[T any](dst *T, allowed string, words map[string]T) func(*reader, string, *yaml.Node) {
+	return scalar(dst, allowed, func(s string) (T, error) {
+		v, ok := words[s]
+		if !ok {
+			return v, errPlain
+		}
+		return v, nil
 	}, "!!str")
 }
 
@@ -218,15 +231,61 @@ func listenAddr(s string) (netip.Addr, error) {
 	return a, nil
 }
 
-// serverAddr reads addr or addr:port; the port is 53 if there is none.
-func serverAddr(s string) (netip.AddrPort, error) {
+// The ports of DNS, and of DNS over TLS (RFC 7858 section 3.1).
+const (
+	dnsPort = 53
+	tlsPort = 853
+)
+
+// overTLS is in front of the address of a server that is asked over TLS.
+const overTLS = "tls://"
+
+// plainServer reads addr or addr:port; the port is 53 if there is none.
+func plainServer(s string) (upstream.Addr, error) {
+	if strings.Contains(s, "://") {
+		return upstream.Addr{}, errors.New("kube-dns is asked without TLS")
+	}
+	return server(s)
+}
+
+// server reads what plainServer does, and tls://addr#name or tls://addr:port#name,
+// whose port is 853 if there is none.
+func server(s string) (upstream.Addr, error) {
+	if scheme, _, ok := strings.Cut(s, "://"); ok && scheme+"://" != overTLS {
+		return upstream.Addr{}, fmt.Errorf("%s:// is not known", clip(scheme))
+	}
+	rest, ok := strings.CutPrefix(s, overTLS)
+	if !ok {
+		ap, err := serverAddr(s, dnsPort)
+		return upstream.Addr{AddrPort: ap}, err
+	}
+	at, name, ok := strings.Cut(rest, "#")
+	if !ok || name == "" {
+		return upstream.Addr{}, errors.New("what its certificate is for is missing, as in tls://192.0.2.1#dns.example")
+	}
+	ap, err := serverAddr(at, tlsPort)
+	if errors.Is(err, errPlain) {
+		err = errors.New("an address is missing in front of the #")
+	}
+	if a, errAddr := netip.ParseAddr(name); errAddr == nil {
+		name = a.String()
+	} else if domainName, errName := domain(name); errName == nil {
+		name = domainName
+	} else if err == nil {
+		err = errors.New("what is behind the # is no name that a certificate could be for")
+	}
+	return upstream.Addr{AddrPort: ap, TLSName: name}, err
+}
+
+// serverAddr reads addr or addr:port; port stands for none.
+func serverAddr(s string, port uint16) (netip.AddrPort, error) {
 	ap, err := netip.ParseAddrPort(s)
 	if err != nil {
 		a, err := netip.ParseAddr(s)
 		if err != nil {
 			return ap, errPlain
 		}
-		ap = netip.AddrPortFrom(a, 53)
+		ap = netip.AddrPortFrom(a, port)
 	}
 	a := ap.Addr()
 	if ap.Port() == 0 {
@@ -244,9 +303,20 @@ func serverAddr(s string) (netip.AddrPort, error) {
 	return ap, nil
 }
 
-// formatServer is what serverAddr reads as ap.
-func formatServer(ap netip.AddrPort) string {
-	if ap.Port() == 53 {
+// formatPlain is what plainServer reads as ap.
+func formatPlain(ap netip.AddrPort) string { return withoutPort(ap, dnsPort) }
+
+// formatServer is what server reads as a.
+func formatServer(a upstream.Addr) string {
+	if a.TLSName == "" {
+		return formatPlain(a.AddrPort)
+	}
+	return overTLS + withoutPort(a.AddrPort, tlsPort) + "#" + a.TLSName
+}
+
+// withoutPort is ap, which may go without port.
+func withoutPort(ap netip.AddrPort, port uint16) string {
+	if ap.Port() == port {
 		return ap.Addr().String()
 	}
 	return ap.String()
@@ -313,11 +383,18 @@ func service(s string) (string, error) {
 	return s, nil
 }
 
-// absolute reads the name of a file.
-func absolute(s string) (string, error) {
+// absolute reads the name of a file; none stands for "".
+func absolute(none string) func(string) (string, error) {
+	return func(s string) (string, error) {
+		if s == none {
+			return "", nil
+		}
+		return absolutePath(s)
+	}
+}
+
+func absolutePath(s string) (string, error) {
 	switch {
-	case s == wordAuto:
-		return "", nil
 	case !path.IsAbs(s) || strings.ContainsRune(s, 0):
 		return "", errPlain
 	}
