@@ -227,9 +227,10 @@ func (r *race) late() {
 func (r *race) overdue(now time.Time) {
 	for i, at := range r.begun[:r.started] {
 		if !r.done[i] && now.Sub(at) >= patience {
-			s := r.server(i)
-			s.unanswered(now, at, r.key, false)
-			s.renewIfSilentSince(at)
+			if s := r.server(i); s.silentSince(at) {
+				s.unanswered(now, at, r.key, false)
+				s.renew()
+			}
 		}
 	}
 }
@@ -255,7 +256,6 @@ func (r *race) ended(i int, s *Server, reply []byte, err error) (next int, more 
 			r.woken = nil
 		}
 	}()
-	silent := s.silentSince(r.begun[i])
 	took := now.Sub(r.begun[i])
 	switch {
 	case err == nil:
@@ -266,7 +266,7 @@ func (r *race) ended(i int, s *Server, reply []byte, err error) (next int, more 
 	case r.over && r.reply != nil || r.ctx.Err() != nil:
 		// It did not do well if it was silent towards everybody for longer than
 		// patience, or for long enough that another server was asked and answered.
-		if silent && (took >= patience || len(r.servers) > 1 && r.reply != nil && took >= s.latency.wait()) {
+		if s.silentSince(r.begun[i]) && (took >= patience || len(r.servers) > 1 && r.reply != nil && took >= s.latency.wait()) {
 			s.failed(now)
 		}
 		return 0, false

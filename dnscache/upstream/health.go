@@ -137,5 +137,5 @@ func (h *health) dead(now time.Time) (dead bool, last int64) {
 	defer h.mu.Unlock()
 	at := now.UnixNano()
 	return (h.errors >= deadErrors || len(h.names) >= deadNames) && h.first > h.answered.Load() &&
-		at-h.first >= int64(deadAfter) && at-h.last <= int64(deadFor), h.last
+		h.last-h.first >= int64(deadAfter) && at-h.last <= int64(deadFor), h.last
 }

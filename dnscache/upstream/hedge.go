@@ -13,9 +13,10 @@ const (
 	// then: replies that take less are not worth a second query. It leaves nine
 	// tenths of the 100 ms in which nearly all questions are to be answered.
 	minDelay = 10 * time.Millisecond
-	// maxDelay is where Linux itself sends a lost TCP segment again
-	// (TCP_RTO_MIN), and leaves the last of three tries half a second.
-	maxDelay = 200 * time.Millisecond
+	// maxDelay is less than the 200 ms after which Linux itself sends a lost TCP
+	// segment again (TCP_RTO_MIN), and lets the last of five tries begin a tenth of a
+	// second before the client is answered.
+	maxDelay = 150 * time.Millisecond
 	// startDelay serves until enough replies are known: more than a server in
 	// the cluster needs, and with it three tries are made inside 100 ms.
 	startDelay = 30 * time.Millisecond
@@ -96,7 +97,7 @@ func (l *latency) wait() time.Duration {
 // Of a server that answers all it is asked, but slowly, the first try comes back
 // first, so nothing is given back, and it gets 10 % more than its clients ask,
 // and budgetBurst at once. Where a share d of queries or replies is lost, a try
-// costs 1 and brings 2(1-d): up to half it pays for itself, and 1+d+d² ≤ 1.75
+// costs 1 and brings 2(1-d): up to half it pays for itself, and 1+d+d²+d³+d⁴ < 2
 // queries are sent for a question; beyond it at most 0.1/(2d-1) tries are
 // made. So no server ever gets double of what it is asked.
 type budget struct {

@@ -586,6 +586,13 @@ func (p *Pool) renew() {
 	p.dropIf(func(c *conn) bool { return len(c.pending) == 0 || !c.owing.IsZero() })
 }
 
+// repliedSince reports whether a reply has come since t, to whomever.
+func (p *Pool) repliedSince(t time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.lastUsed.After(t)
+}
+
 // Close closes the connections that nobody waits on; the others are closed when
 // their questions are answered. Questions that are asked later have a connection of their own.
 func (p *Pool) Close() error {

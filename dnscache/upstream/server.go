@@ -117,12 +117,21 @@ type retrier interface {
 	exchangeAgain(ctx context.Context, query, buf []byte) ([]byte, error)
 }
 
-// renewIfSilentSince gives up the connections to a server that has answered
-// nobody since start. The replica behind them may be gone without a word, as a
-// kube-dns pod is when its node dies; the next try makes a new connection,
-// which leads to another one.
-func (s *Server) renewIfSilentSince(start time.Time) {
-	if t, ok := s.TCP.(interface{ Renew() }); ok && s.silentSince(start) {
+// silentSince reports whether the server has answered nobody since start, not
+// even those who had given up.
+func (s *Server) silentSince(start time.Time) bool {
+	if !s.health.silentSince(start) {
+		return false
+	}
+	p, ok := s.TCP.(interface{ repliedSince(time.Time) bool })
+	return !ok || !p.repliedSince(start)
+}
+
+// renew gives up the connections to a server that answers nobody. The replica
+// behind them may be gone without a word, as a kube-dns pod is when its node dies;
+// the next try makes a new connection, which leads to another one.
+func (s *Server) renew() {
+	if t, ok := s.TCP.(interface{ Renew() }); ok {
 		t.Renew()
 	}
 }
