@@ -135,7 +135,8 @@ func (h *health) dead(now time.Time) (dead bool, last int64) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	at := now.UnixNano()
-	return (h.errors >= deadErrors || len(h.names) >= deadNames) && h.first > h.answered.Load() &&
-		h.last-h.first >= int64(deadAfter) && at-h.last <= int64(deadFor), h.last
+	// Several names are several questions; one question has its tries at once.
+	at, long := now.UnixNano(), int64(deadAfter)
+	failed := len(h.names) >= deadNames && at-h.first >= long || h.errors >= deadErrors && h.last-h.first >= long
+	return failed && h.first > h.answered.Load() && at-h.last <= int64(deadFor), h.last
 }
