@@ -174,6 +174,24 @@ func TestADeadUpstreamIsAskedOnceForAName(t *testing.T) {
 	})
 }
 
+// A refresh that is refused is not asked for again with the next query.
+func TestARefusedRefreshIsRefusedOnce(t *testing.T) {
+	s := staleServer(t, addresses(1))
+	pkt := packet(t, "web.ns.svc.cluster.local.", "A")
+	warm(t, s, pkt)
+	var q question
+	now := s.now() + time.Minute
+	s.answer(&s.streamC, &q, pkt, nil, 0, now)
+	st, e := s.state.Load(), s.cache.Get(q.key)
+	s.flights.bound = refreshBound{at: now, queries: s.queries()}
+	for i := range 100 {
+		s.refresh(st, st.routes.find(q.key[:len(q.key)-3]), e, now+time.Duration(i), refreshStale, 0)
+	}
+	if st := s.Stats(); st.Refused != 1 || st.Refreshes != [len(Refreshes)]uint64{} {
+		t.Errorf("%d refused, %d refreshes", st.Refused, st.Refreshes)
+	}
+}
+
 func TestRefreshesAreBoundedByTimeAndByQueries(t *testing.T) {
 	b := refreshBound{tokens: refreshBurst}
 	taken := func(now time.Duration, queries uint64) (n int) {
