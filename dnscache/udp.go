@@ -40,39 +40,81 @@ type packetSocket struct {
 
 // serve reads until the socket's read deadline, which is set for the end alone.
 func (p *packetSocket) serve(s *Server) {
-	in := make([]byte, maxQuery)
-	out := make([]byte, 0, wire.MaxUDP)
-	var q question
-	var waiting line
-	failing := false
+	raw, err := p.conn.SyscallConn()
+	if err != nil {
+		return // it was closed
+	}
+	r := &reader{packetSocket: p, server: s, batch: newBatch()}
 	for {
-		n, from, err := p.conn.ReadFromUDPAddrPort(in)
-		if err != nil {
-			if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed) {
-				return
-			}
-			if !failing {
-				s.log.Warn("reading queries: trying again", "address", p.conn.LocalAddr(), "error", err)
-			}
-			failing = true
-			pause(s.work, readErrorPause)
+		err := raw.Read(r.read)
+		if err == nil {
+			err = r.err
+		}
+		switch {
+		case err == nil:
 			continue
+		case errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed):
+			return
 		}
-		failing = false
-		p.read.Add(1)
-		now := s.now()
-		waiting.look(s.shares, now, p.waiting)
-		reply, outcome := s.answer(&p.counters, &q, in[:n], out, 0, now)
-		if outcome == deferred && !s.shares.admit(from.Addr().Unmap(), now) {
-			reply, outcome = s.refuse(&p.counters, &q, out, 0, now), replied
+		if !r.failing {
+			s.log.Warn("reading queries: trying again", "address", p.conn.LocalAddr(), "error", err)
 		}
-		switch outcome {
-		case replied:
-			// A client that cannot be reached any more is none of our errors.
-			_, _ = p.conn.WriteToUDPAddrPort(reply, from)
-		case deferred:
-			s.join(q.key, &q.query, packetPeer{p, from})
-		case dropped:
+		r.failing = true
+		pause(s.work, readErrorPause)
+	}
+}
+
+// A reader answers what comes to one packet socket.
+type reader struct {
+	*packetSocket
+	server  *Server
+	batch   *batch
+	q       question
+	line    line
+	failing bool
+	err     error
+}
+
+// read answers a batch of what has come. It returns false where that was all: then it
+// is called again when something has come since, so it need not look once more to
+// see that there is nothing. Where there may be more it returns true, so that the
+// deadline is looked at; and where the socket has an error, which it leaves in err.
+func (r *reader) read(fd uintptr) bool {
+	n, err := r.batch.receive(fd)
+	r.err = nil
+	switch {
+	case err == unix.EAGAIN:
+		return false
+	case err == unix.EINTR:
+		return true
+	case err != nil:
+		r.err = err
+		return true
+	}
+	r.failing = false
+	r.answer(n)
+	r.batch.send(fd)
+	return n == batchSize
+}
+
+// answer answers the packets of a batch, or has them wait.
+func (r *reader) answer(n int) {
+	s, b := r.server, r.batch
+	r.packetSocket.read.Add(uint64(n))
+	now := s.now()
+	r.line.look(s.shares, now, r.waiting)
+	for i := range n {
+		reply, outcome := s.answer(&r.counters, &r.q, b.query(i), b.room(), 0, now)
+		if outcome == deferred {
+			from := b.sender(i)
+			if s.shares.admit(from.Addr().Unmap(), now) {
+				s.join(r.q.key, &r.q.query, packetPeer{r.packetSocket, from})
+			} else {
+				reply, outcome = s.refuse(&r.counters, &r.q, b.room(), 0, now), replied
+			}
+		}
+		if outcome == replied {
+			b.reply(i, reply)
 		}
 	}
 }

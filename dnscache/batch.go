@@ -1,0 +1,117 @@
+package dnscache
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"strconv"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"nodelocaldns/dnscache/wire"
+)
+
+// batchSize is how many packets are read and written with one system call each. At
+// full load it divides the cost of the calls.
+const batchSize = 32
+
+// A batch is room for the packets of one system call, laid out once: recvmmsg(2)
+// fills it, and replies go to whom their queries came from. It must not be moved.
+type batch struct {
+	in, out [batchSize]mmsghdr
+	from    [batchSize]unix.RawSockaddrInet6 // the longer of the two kinds
+	queries [batchSize][maxQuery]byte
+	replies [batchSize][wire.MaxUDP]byte
+	vectors [2 * batchSize]unix.Iovec
+	n       int // replies that are to be sent
+}
+
+// mmsghdr is the kernel's struct (recvmmsg(2)).
+type mmsghdr struct {
+	header unix.Msghdr
+	length uint32 // of what was received
+}
+
+func newBatch() *batch {
+	b := new(batch)
+	for i := range batchSize {
+		in, out := &b.vectors[i], &b.vectors[batchSize+i]
+		in.Base = &b.queries[i][0]
+		in.SetLen(maxQuery)
+		b.in[i].header.Iov = in
+		b.in[i].header.SetIovlen(1)
+		b.in[i].header.Name = (*byte)(unsafe.Pointer(&b.from[i]))
+		out.Base = &b.replies[i][0]
+		b.out[i].header.Iov = out
+		b.out[i].header.SetIovlen(1)
+	}
+	return b
+}
+
+// receive reads what there is, without waiting, and returns how many packets that
+// were.
+//
+// It and send tell nobody that they are in a system call, as neither waits: that
+// would cost more than a short one of them.
+func (b *batch) receive(fd uintptr) (int, error) {
+	for i := range b.in {
+		b.in[i].header.Namelen = unix.SizeofSockaddrInet6
+	}
+	n, _, errno := syscall.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&b.in)), batchSize, unix.MSG_DONTWAIT, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
+// query is packet i of those received.
+func (b *batch) query(i int) []byte { return b.queries[i][:b.in[i].length] }
+
+// sender is who sent packet i.
+func (b *batch) sender(i int) netip.AddrPort {
+	name := &b.from[i]
+	switch name.Family {
+	case unix.AF_INET:
+		v4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(name))
+		return netip.AddrPortFrom(netip.AddrFrom4(v4.Addr), port(&v4.Port))
+	case unix.AF_INET6:
+		a := netip.AddrFrom16(name.Addr)
+		if name.Scope_id != 0 {
+			a = a.WithZone(strconv.FormatUint(uint64(name.Scope_id), 10))
+		}
+		return netip.AddrPortFrom(a, port(&name.Port))
+	}
+	return netip.AddrPort{}
+}
+
+// port is a port as it is on the wire.
+func port(p *uint16) uint16 { return binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(p))[:]) }
+
+// room is for the next reply.
+func (b *batch) room() []byte { return b.replies[b.n][:0] }
+
+// reply adds a reply to packet i, which was made in room.
+func (b *batch) reply(i int, reply []byte) {
+	out := &b.out[b.n]
+	out.header.Iov.SetLen(len(reply))
+	out.header.Name, out.header.Namelen = b.in[i].header.Name, b.in[i].header.Namelen
+	b.n++
+}
+
+// send sends the replies. What the kernel does not take is lost: a client that
+// cannot be reached is none of our errors, and a send buffer is full only where
+// nothing leaves the node any more.
+func (b *batch) send(fd uintptr) {
+	for sent := 0; sent < b.n; {
+		n, _, errno := syscall.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&b.out[sent])), uintptr(b.n-sent), unix.MSG_DONTWAIT, 0, 0)
+		if errno == unix.EINTR {
+			continue
+		}
+		if errno != 0 {
+			n = 1 // the first of them is the one that failed
+		}
+		sent += int(n)
+	}
+	b.n = 0
+}
