@@ -663,3 +663,22 @@ func TestATruncatedReplyHasWhatFits(t *testing.T) {
 		t.Errorf("%d of 40 addresses came first", len(seen))
 	}
 }
+
+// What the regular looks at all entries cost, none of which has anything to be done.
+func BenchmarkLook(b *testing.B) {
+	const entries = 3 * 9984 // as many answers as the default caps let in
+	c := New(allZones(Limit{9984, 9984}), plenty)
+	for i := range entries {
+		c.Put(entry(Success, uint8(i%Zones), i, 60))
+	}
+	b.Run("sweep", func(b *testing.B) {
+		for b.Loop() {
+			c.Sweep(0)
+		}
+	})
+	b.Run("ending", func(b *testing.B) {
+		for b.Loop() {
+			c.AppendEnding(nil, 0, time.Second)
+		}
+	})
+}
