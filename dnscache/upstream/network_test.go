@@ -34,7 +34,7 @@ type endpoint struct {
 	hole   bool                         // packets to it are lost without a word
 	atOnce bool                         // questions of one connection are worked on at once
 
-	conns, asked, inFlight, most int // guarded by the network's mu
+	conns, asked, most int // guarded by the network's mu
 }
 
 func (n *network) String() string {
@@ -179,14 +179,14 @@ func steady(d time.Duration) *endpoint {
 // datagrams asks a network over UDP.
 type datagrams struct {
 	*network
-	lose func() bool // one packet
+	lose func() bool // a packet, there or back
 }
 
 func (d *datagrams) Exchange(ctx context.Context, query, _ []byte) ([]byte, error) {
 	d.mu.Lock()
 	e := d.endpoints[d.pick(len(d.endpoints))]
 	e.asked++
-	lost := e.hole || d.lose != nil && (d.lose() || d.lose())
+	lost := e.hole || d.lose != nil && d.lose()
 	d.mu.Unlock()
 	if lost || !pause(ctx, e.after(query)) {
 		<-ctx.Done()

@@ -459,10 +459,10 @@ func lossy(share float64, seed uint64) (lose func() bool, stall func() time.Dura
 	lose = func() bool {
 		mu.Lock()
 		defer mu.Unlock()
-		return chance.Float64() < share
+		return chance.Float64() < 1-(1-share)*(1-share) // there or back
 	}
 	return lose, func() time.Duration {
-		if lose() || lose() {
+		if lose() {
 			return 200 * time.Millisecond
 		}
 		return 0
@@ -497,7 +497,7 @@ func TestAnEndpointThatIsGoneOrALossyNetworkCostsNoClientMuch(t *testing.T) {
 				lose, stall := lossy(tt.loss, 7)
 				a.stall, b.stall = stall, stall
 				p := newPool(time.Now, firstPace, func(ctx context.Context) (net.Conn, error) {
-					if (lose() || lose()) && !pause(ctx, time.Second) {
+					if lose() && !pause(ctx, time.Second) {
 						return nil, ctx.Err()
 					}
 					return n.dial(ctx)
