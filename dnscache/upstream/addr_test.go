@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"io"
 	"math/big"
 	"net"
 	"net/netip"
@@ -158,12 +159,17 @@ func TestAServerMustProveItsName(t *testing.T) {
 
 func TestAServerWithoutTLSIsAnError(t *testing.T) {
 	leaves(t)
-	s := serveTCP(t, answers(t))
+	s := serveTCP(t, func(_ int64, c *net.TCPConn) {
+		_, _ = io.ReadFull(c, make([]byte, 100))
+		_, _ = c.Write(framed(make([]byte, 40)))
+		_, _ = io.Copy(io.Discard, c)
+	})
 	p := newTLS(t, Addr{s.at, "dns.example"}, newAuthority(t).pool())
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	if r, err := p.Exchange(ctx, query(t, "www.example"), nil); err == nil {
-		t.Errorf("%x", r)
+	var header tls.RecordHeaderError
+	if r, err := p.Exchange(ctx, query(t, "www.example"), nil); !errors.As(err, &header) {
+		t.Errorf("%x, %v", r, err)
 	}
 }
 

@@ -18,8 +18,8 @@ import (
 type call struct {
 	frame []byte      // the query as it goes out: its length, its id, the rest
 	done  chan answer // has room for the one answer; nil: nobody waits for it
-	sent  time.Time
-	conn  *conn // on which it is in flight; nil while it waits for one
+	sent  time.Time   // or, while it waits for a connection, since when it does
+	conn  *conn       // on which it is in flight; nil while it waits for one
 	waits *list.Element
 	again bool // a try beside another one, or after it
 	lost  int  // how many connections it has lost
@@ -151,12 +151,13 @@ func (c *conn) read() {
 const frameStep = 4096
 
 // readFrame reads one message with its length in front (RFC 1035 4.2.2).
-func readFrame(r io.Reader) ([]byte, error) {
-	var size [2]byte
-	if _, err := io.ReadFull(r, size[:]); err != nil {
+func readFrame(r *bufio.Reader) ([]byte, error) {
+	size, err := r.Peek(2)
+	if err != nil {
 		return nil, unexpected(err)
 	}
-	n := int(binary.BigEndian.Uint16(size[:]))
+	n := int(binary.BigEndian.Uint16(size))
+	_, _ = r.Discard(2) // they are there
 	b := make([]byte, min(n, frameStep))
 	for at := 0; ; {
 		if _, err := io.ReadFull(r, b[at:]); err != nil {

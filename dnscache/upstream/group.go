@@ -89,7 +89,7 @@ func (g *Group) Answered() time.Time {
 // Exchange asks for key (wire.AppendKey) and returns the reply, in memory that
 // is the caller's. Servers that failed lately are asked last, never not at
 // all. A server that answers with a failure is believed only if no other one
-// knows better. Exchange ends with ctx. While the group is dead it fails at once
+// knows better. Exchange ends with ctx; key must not be changed even then. While the group is dead it fails at once
 // with [ErrDead], but for one question every probeEvery.
 func (g *Group) Exchange(ctx context.Context, key []byte) ([]byte, error) {
 	if len(g.Servers) == 0 {
@@ -154,10 +154,11 @@ func (r *race) run() ([]byte, error) {
 	r.from(i)
 	r.mu.Lock()
 	if !r.over && r.running > 0 {
-		r.woken = make(chan struct{})
+		woken := make(chan struct{})
+		r.woken = woken
 		r.mu.Unlock()
 		select {
-		case <-r.woken:
+		case <-woken:
 		case <-r.ctx.Done():
 		}
 		r.mu.Lock()

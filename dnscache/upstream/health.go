@@ -72,6 +72,8 @@ func (h *health) ok(now time.Time) {
 // failure in a row puts the server last, and longer each time. Questions that
 // fail while it is last anyway were under way together, and count as one.
 func (h *health) failed(now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	if h.Down(now) {
 		return
 	}

@@ -191,6 +191,7 @@ func (p *Pool) submit(q *call) *conn {
 		}
 		return nil
 	}
+	q.sent = now
 	q.waits = p.waiting.PushBack(q)
 	if p.dialling < p.needed(now) {
 		p.makeRoom(now)
@@ -405,9 +406,6 @@ func (p *Pool) lose(c *conn, err error, unused bool) {
 			go c.flush() // whoever lost c is not to wait for another one's server
 		}
 	}
-	if p.needed(p.now()) > p.dialling {
-		p.make(nil, false)
-	}
 }
 
 // drop closes c. p.mu is held.
@@ -428,6 +426,9 @@ func (p *Pool) drop(c *conn) {
 		q.end(answer{err: errGivenUp})
 	}
 	c.pending = nil
+	if p.dialling < p.needed(p.now()) {
+		p.make(nil, false)
+	}
 }
 
 // make has a connection made, unless there are too many. It is to succeed old, if
@@ -462,9 +463,10 @@ func (p *Pool) made(ctx context.Context, old *conn, limit time.Duration) {
 	}
 	if err != nil {
 		// There is one on the way for each of those who wait, or more: the
-		// last of them brings the news.
-		if p.needed(p.now()) > p.dialling {
-			p.waiting.Remove(p.waiting.Front()).(*call).end(answer{err: err})
+		// last of them brings the news, or the first that took its full time.
+		now := p.now()
+		if e := p.waiting.Front(); e != nil && (p.needed(now) > p.dialling || now.Sub(e.Value.(*call).sent) >= dialLimit) {
+			p.waiting.Remove(e).(*call).end(answer{err: err})
 		}
 		p.mu.Unlock()
 		return

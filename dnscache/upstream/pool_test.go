@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"nodelocaldns/dnscache/wire"
 )
 
 // asks asks p one question and returns how long it took.
@@ -148,6 +150,19 @@ func TestASYNThatIsLostHoldsUpNobody(t *testing.T) {
 			t.Errorf("took %v: %v", took, n)
 		}
 		time.Sleep(dialLimit)
+	})
+}
+
+func TestAServerThatCannotBeReachedIsAnErrorInTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t, &endpoint{hole: true})
+		p := n.pool()
+		defer n.end(p)
+		start := time.Now()
+		_, err := p.Exchange(t.Context(), query(t, "www.example"), nil)
+		if took := time.Since(start); !errors.Is(err, context.DeadlineExceeded) || took != dialLimit {
+			t.Errorf("%v after %v", err, took)
+		}
 	})
 }
 
@@ -423,6 +438,34 @@ func TestWhatHangsMakesRoom(t *testing.T) {
 			t.Errorf("%d connections, failed: %d", open(p), len(failed))
 		}
 		cancel()
+	})
+}
+
+func TestNamesThatHangHoldUpNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := steady(time.Millisecond)
+		e.after = func(q []byte) time.Duration {
+			if q[wire.HeaderLen+1] == 'h' {
+				return 2 * time.Second // what CoreDNS takes for a name whose servers are gone
+			}
+			return time.Millisecond
+		}
+		n := newNetwork(t, e)
+		p := n.pool()
+		g := over(nil, p)
+		var wg sync.WaitGroup
+		for i := range 500 {
+			wg.Go(func() {
+				time.Sleep(time.Duration(i) * 20 * time.Millisecond)
+				_ = question(t, g, fmt.Sprintf("h%d.example", i))
+			})
+		}
+		p999, failures := lives(t, g, 5000, 2*time.Millisecond)
+		if p999 > 5*time.Millisecond || failures > 0 || g.Dead(time.Now()) {
+			t.Errorf("p99.9 %v, %d failures: %v", p999, failures, n)
+		}
+		wg.Wait()
+		n.end(p)
 	})
 }
 
