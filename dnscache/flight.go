@@ -3,6 +3,7 @@ package dnscache
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,6 +39,7 @@ type peer interface {
 type waiter struct {
 	query wire.Query // its own copy
 	peer  peer
+	since time.Duration
 }
 
 // A flight is one question to upstream and everybody who waits for it.
@@ -84,7 +86,7 @@ func (s *Server) join(key []byte, q *wire.Query, p peer) {
 	f.mu.Lock()
 	if fl := f.byKey[string(key)]; fl != nil && len(fl.waiters) < maxWaiters {
 		f.joined++
-		fl.waiters = append(fl.waiters, waiter{q.Clone(), p})
+		fl.waiters = append(fl.waiters, waiter{q.Clone(), p, now})
 		fl.unasked = 0
 		f.mu.Unlock()
 		return
@@ -107,7 +109,7 @@ func (s *Server) join(key []byte, q *wire.Query, p peer) {
 		return
 	}
 	fl := s.begin(st, rt, key, e, now)
-	fl.waiters = []waiter{{q.Clone(), p}}
+	fl.waiters = []waiter{{q.Clone(), p, now}}
 	f.mu.Unlock()
 	go s.fly(fl)
 }
@@ -206,7 +208,10 @@ func (s *Server) land(fl *flight, e *cache.Entry, how landing) {
 			return
 		}
 		t = s.inPlace(fl, e, how, now)
-		if t.Entry == e && how != usable {
+		switch {
+		case t.ttl > 0 && how == silent && !fl.again:
+			s.askAgain(fl, t.Entry, now)
+		case t.Entry == e && how != usable:
 			f.late += uint64(len(fl.waiters))
 		}
 	} else if fl = s.keep(fl, e); fl == nil {
@@ -256,7 +261,9 @@ func (s *Server) inPlace(fl *flight, e *cache.Entry, how landing, now time.Durat
 	rules := s.state.Load().stale(fl.route)
 	fresh := had != nil && had.Fresh(now) && had.Class() != cache.Failure
 	if fresh || rules.mayServe(had, now) {
-		if about := how != silent || fl.again; about {
+		// Asked for again once upstream was known to answer, and others were answered
+		// meanwhile: it is the name.
+		if how != silent || fl.again && s.answeredSince(fl.route, fl.began) {
 			had.Fail(now, true)
 		} else {
 			had.Fail(fl.began, false)
@@ -270,6 +277,26 @@ func (s *Server) inPlace(fl *flight, e *cache.Entry, how landing, now time.Durat
 		s.cache.Put(e)
 	}
 	return told{Entry: e}
+}
+
+// askAgain takes those out of a silent flight who have asked since upstream has
+// answered somebody: what has expired may have been deleted, and the question that
+// they wait for may have been lost before. They get one of their own, which ends
+// when their time is over. flights.mu is held.
+func (s *Server) askAgain(fl *flight, e *cache.Entry, now time.Duration) {
+	f := &s.flights
+	after := slices.IndexFunc(fl.waiters, func(w waiter) bool {
+		return s.answeredSince(fl.route, fl.began) && !s.answeredSince(fl.route, w.since)
+	})
+	if after < 0 || f.closed || f.n-f.refreshing >= maxFlights || !s.current(fl) {
+		return
+	}
+	st := s.state.Load()
+	next := s.begin(st, fl.route, fl.key, e, now)
+	next.waiters = slices.Clone(fl.waiters[after:])
+	next.wait = next.waiters[0].since + st.stale(fl.route).ClientTimeout - now
+	fl.waiters = fl.waiters[:after]
+	go s.fly(next)
 }
 
 // current reports whether the names of a flight still go where it went.
