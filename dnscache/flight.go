@@ -53,7 +53,8 @@ type flight struct {
 	// Guarded by flights.mu.
 	waiters []waiter
 	landed  bool
-	refresh bool  // begun for nobody
+	refresh bool // begun for nobody, for the reason why
+	why     int
 	unasked uint8 // of the entry that comes of it, unless somebody asks meanwhile
 }
 
@@ -134,15 +135,9 @@ func (s *Server) begin(st *state, rt *route, key []byte, e *cache.Entry, now tim
 // fly asks upstream and answers those who wait, in time even if upstream does
 // not.
 func (s *Server) fly(fl *flight) {
-	defer func() {
-		s.flights.mu.Lock()
-		s.flights.n--
-		if fl.refresh {
-			s.flights.refreshing--
-		}
-		s.flights.mu.Unlock()
-		s.flights.running.Done()
-	}()
+	var reply []byte
+	var err error
+	defer func() { s.flights.ended(fl, errors.Is(err, upstream.ErrDead)) }()
 	timer := time.AfterFunc(fl.wait, func() {
 		s.land(fl, cache.NewFailure(fl.key, wire.ServFail, wire.EDENetworkError, fl.route.zone, s.now()), silent)
 		signal(s.suspected)
@@ -150,7 +145,7 @@ func (s *Server) fly(fl *flight) {
 	defer timer.Stop()
 	ctx, cancel := context.WithTimeout(s.work, lateBudget)
 	defer cancel()
-	reply, err := fl.route.group.Exchange(ctx, fl.key)
+	reply, err = fl.route.group.Exchange(ctx, fl.key)
 	now := s.now()
 	how := silent
 	if err == nil {
@@ -174,6 +169,22 @@ func (s *Server) fly(fl *flight) {
 		ede = wire.EDENoReachable
 	}
 	s.land(fl, cache.NewFailure(fl.key, wire.ServFail, ede, fl.route.zone, now), how)
+}
+
+// ended counts a flight that is over. spared says that upstream was not asked at all.
+func (f *flights) ended(fl *flight, spared bool) {
+	f.mu.Lock()
+	f.n--
+	if fl.refresh {
+		f.refreshing--
+		if spared {
+			f.bound.tokens++
+		} else {
+			f.refreshes[fl.why]++
+		}
+	}
+	f.mu.Unlock()
+	f.running.Done()
 }
 
 // closeForNew lets nobody begin another flight; those under way can be joined.

@@ -169,10 +169,9 @@ func (s *Server) refresh(st *state, rt *route, e *cache.Entry, now time.Duration
 		f.refused++
 		return
 	}
-	f.refreshes[why]++
 	f.refreshing++
 	fl := s.begin(st, rt, e.Key(), e, now)
-	fl.refresh, fl.unasked = true, unasked
+	fl.refresh, fl.why, fl.unasked = true, why, unasked
 	go s.fly(fl)
 }
 

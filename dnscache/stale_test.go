@@ -192,6 +192,18 @@ func TestARefusedRefreshIsRefusedOnce(t *testing.T) {
 	}
 }
 
+// While upstream is dead it is not asked, and what it was not asked does not count.
+func TestARefreshThatUpstreamIsNotAskedForCostsNothing(t *testing.T) {
+	f := &flights{n: 3, refreshing: 2}
+	f.running.Add(3)
+	f.ended(&flight{refresh: true, why: refreshStale}, true)
+	f.ended(&flight{refresh: true, why: refreshStale}, false)
+	f.ended(&flight{}, true)
+	if f.n != 0 || f.refreshing != 0 || f.bound.tokens != 1 || f.refreshes != [len(Refreshes)]uint64{refreshStale: 1} {
+		t.Errorf("%d flights, %d refreshes under way, %v tokens, %d refreshes", f.n, f.refreshing, f.bound.tokens, f.refreshes)
+	}
+}
+
 func TestRefreshesAreBoundedByTimeAndByQueries(t *testing.T) {
 	b := refreshBound{tokens: refreshBurst}
 	taken := func(now time.Duration, queries uint64) (n int) {
@@ -245,9 +257,8 @@ func TestRefreshesAreBesideWhatClientsWaitFor(t *testing.T) {
 				t.Fatalf("outcome %v", o)
 			}
 		}
-		st := s.Stats()
-		if st.Refreshes != [len(Refreshes)]uint64{refreshPrefetch: maxRefreshes} || st.Refused != 10 {
-			t.Errorf("%d refreshes, %d refused", st.Refreshes, st.Refused)
+		if st := s.Stats(); st.Flights != maxRefreshes || st.Refused != 10 {
+			t.Errorf("%d refreshes, %d refused", st.Flights, st.Refused)
 		}
 		got := make(chan []byte, maxFlights)
 		for i := range maxFlights {
@@ -261,8 +272,8 @@ func TestRefreshesAreBesideWhatClientsWaitFor(t *testing.T) {
 		}
 		close(block)
 		s.flights.running.Wait()
-		if s.flights.n != 0 || s.flights.refreshing != 0 {
-			t.Errorf("%d flights, %d of them refreshes, at the end", s.flights.n, s.flights.refreshing)
+		if st := s.Stats(); s.flights.n != 0 || s.flights.refreshing != 0 || st.Refreshes != [len(Refreshes)]uint64{refreshPrefetch: maxRefreshes} {
+			t.Errorf("%d flights, %d of them refreshes, %d were made, at the end", s.flights.n, s.flights.refreshing, st.Refreshes)
 		}
 	})
 }
