@@ -304,3 +304,27 @@ func BenchmarkStaleReply(b *testing.B) {
 		}
 	}
 }
+
+func TestNumbersThatMakeNoSenseAreRefused(t *testing.T) {
+	good := Stale{For: time.Hour, AnswerTTL: time.Second, ClientTimeout: maxClientTimeout}
+	for what, change := range map[string]func(*Config){
+		"a negative time":          func(c *Config) { c.Reverse.Stale.For = -1 },
+		"no TTL":                   func(c *Config) { c.Cluster.Stale = good; c.Cluster.Stale.AnswerTTL = time.Second - 1 },
+		"no patience":              func(c *Config) { c.External.Stale = good; c.External.Stale.ClientTimeout = 0 },
+		"too much patience":        func(c *Config) { c.External.Stale = good; c.External.Stale.ClientTimeout++ },
+		"more than all of a life":  func(c *Config) { c.Prefetch.At = 101 },
+		"fewer than no hits":       func(c *Config) { c.Prefetch.MinHits = -1 },
+		"more hits than are kept":  func(c *Config) { c.Prefetch.MinHits = 101 },
+		"more reloads than a byte": func(c *Config) { c.Reload = 256 },
+	} {
+		c := testConfig(kubeDNS)
+		if change(&c); c.Validate() == nil {
+			t.Errorf("%s: accepted", what)
+		}
+	}
+	c := testConfig(kubeDNS)
+	c.Cluster.Stale, c.Prefetch, c.Reload = good, Prefetch{At: 100, MinHits: 100}, 255
+	if err := c.Validate(); err != nil {
+		t.Error(err)
+	}
+}
