@@ -186,7 +186,7 @@ func (u *upstreamCounters) stats(r *routes, now time.Time) []UpstreamStats {
 	for i, a := range u.all {
 		st := &out[i]
 		st.Server, st.Proto = a.server, a.proto
-		st.Queries, st.Errors, st.LatencySum = a.Queries.Load(), a.Errors.Load(), time.Duration(a.Sum.Load())
+		st.Queries, st.Hedges, st.Errors, st.LatencySum = a.Queries.Load(), a.Hedges.Load(), a.Errors.Load(), time.Duration(a.Sum.Load())
 		for b := range a.Latency {
 			st.Latency[b] = a.Latency[b].Load()
 		}

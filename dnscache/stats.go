@@ -104,6 +104,7 @@ type UpstreamStats struct {
 	Server  netip.AddrPort
 	Proto   Proto
 	Queries uint64
+	Hedges  uint64 // of these, those asked because a reply was late
 	Errors  uint64 // no usable reply: timeouts, resets, mismatched replies
 
 	// Latency counts the answered queries by duration: Latency[i] holds those

@@ -99,6 +99,7 @@ var (
 	descDrops         = desc("socket_drops_total", "Datagrams the kernel dropped because a receive buffer was full.")
 	descClients       = desc("tcp_clients", "Open TCP connections of clients.")
 	descUpQueries     = desc("upstream_queries_total", "Questions asked, by upstream and protocol.", "upstream", "proto")
+	descUpHedges      = desc("upstream_hedges_total", "Questions asked once more because a reply was late, by upstream and protocol.", "upstream", "proto")
 	descUpErrors      = desc("upstream_errors_total", "Questions without a usable reply, by upstream and protocol.", "upstream", "proto")
 	descUpDown        = desc("upstream_down", "Whether the upstream failed lately, so that it is asked last (1).", "upstream", "proto")
 	descUpSeconds     = desc("upstream_duration_seconds", "Time to a usable reply, by upstream and protocol.", "upstream", "proto")
@@ -108,7 +109,7 @@ func (c collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descQueries, descMalformed, descReplies, descHits, descMisses, descStale, descEntries, descBytes, descMaxBytes,
 		descEvictions, descFlights, descFlightsJoined, descRefreshes, descRefused, descLoops, descTimeouts, descShed, descDrops, descClients,
-		descUpQueries, descUpErrors, descUpDown, descUpSeconds,
+		descUpQueries, descUpHedges, descUpErrors, descUpDown, descUpSeconds,
 	} {
 		ch <- d
 	}
@@ -158,6 +159,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	for _, u := range s.Upstreams {
 		server, proto := u.Server.String(), u.Proto.String()
 		counter(descUpQueries, u.Queries, server, proto)
+		counter(descUpHedges, u.Hedges, server, proto)
 		counter(descUpErrors, u.Errors, server, proto)
 		gauge(descUpDown, map[bool]int64{true: 1}[u.Down], server, proto)
 		buckets, count := cumulative(u.Latency[:])

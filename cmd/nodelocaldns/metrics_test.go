@@ -31,7 +31,7 @@ func someStats() fixedStats {
 	s.Cache[2] = dnscache.CacheStats{Hits: 41, Misses: 42, Stale: 45, Success: 43, Denial: 44}
 	u := dnscache.UpstreamStats{
 		Server: netip.MustParseAddrPort("10.96.0.10:53"), Proto: dnscache.TCP,
-		Queries: 10, Errors: 2, LatencySum: 1500 * time.Millisecond, Down: true,
+		Queries: 10, Hedges: 1, Errors: 2, LatencySum: 1500 * time.Millisecond, Down: true,
 	}
 	u.Latency[0], u.Latency[2], u.Latency[len(u.Latency)-1] = 4, 3, 1
 	s.Upstreams = []dnscache.UpstreamStats{u}
@@ -140,6 +140,9 @@ nodelocaldns_upstream_duration_seconds_count{proto="tcp",upstream="10.96.0.10:53
 # HELP nodelocaldns_upstream_errors_total Questions without a usable reply, by upstream and protocol.
 # TYPE nodelocaldns_upstream_errors_total counter
 nodelocaldns_upstream_errors_total{proto="tcp",upstream="10.96.0.10:53"} 2
+# HELP nodelocaldns_upstream_hedges_total Questions asked once more because a reply was late, by upstream and protocol.
+# TYPE nodelocaldns_upstream_hedges_total counter
+nodelocaldns_upstream_hedges_total{proto="tcp",upstream="10.96.0.10:53"} 1
 # HELP nodelocaldns_upstream_queries_total Questions asked, by upstream and protocol.
 # TYPE nodelocaldns_upstream_queries_total counter
 nodelocaldns_upstream_queries_total{proto="tcp",upstream="10.96.0.10:53"} 10

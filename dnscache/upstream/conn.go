@@ -119,10 +119,14 @@ func (c *conn) flush() {
 	p.mu.Unlock()
 }
 
+// readBuffer has room for most replies, or several; there is one for every
+// connection.
+const readBuffer = 2048
+
 // read takes replies off c until it ends.
 func (c *conn) read() {
 	p := c.pool
-	r := bufio.NewReader(c.Conn)
+	r := bufio.NewReaderSize(c.Conn, readBuffer)
 	for {
 		if _, err := r.Peek(1); err != nil {
 			p.ended(c, fmt.Errorf("%w: %w", errUnusedReply, err), true)

@@ -240,7 +240,7 @@ func (r *race) overdue(now time.Time) {
 func (r *race) from(i int) {
 	for more := true; more; {
 		s := r.server(i)
-		reply, err := s.ask(r.ctx, r.g.Now, r.key, i/len(r.servers))
+		reply, err := s.ask(r.ctx, r.g.Now, r.key, i/len(r.servers), r.beside[i])
 		i, more = r.ended(i, s, reply, err)
 	}
 }

@@ -223,8 +223,11 @@ func TestASilentServerComesLastWhenAnotherOneAnswers(t *testing.T) {
 				t.Errorf("asked %s, want %s", asked, want)
 			}
 		}
-		if c := g.Servers[0].TCPCounters; c.Queries.Load() != 2 || c.Errors.Load() != 2 {
+		if c := g.Servers[0].TCPCounters; c.Queries.Load() != 2 || c.Errors.Load() != 2 || c.Hedges.Load() != 0 {
 			t.Errorf("%d queries, %d errors", c.Queries.Load(), c.Errors.Load())
+		}
+		if c := g.Servers[1].TCPCounters; c.Queries.Load() != 3 || c.Errors.Load() != 0 || c.Hedges.Load() != 2 {
+			t.Errorf("%d queries, %d errors, %d of them hedges", c.Queries.Load(), c.Errors.Load(), c.Hedges.Load())
 		}
 	})
 }

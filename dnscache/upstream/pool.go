@@ -193,8 +193,8 @@ func (p *Pool) submit(q *call) *conn {
 	}
 	q.sent = now
 	q.waits = p.waiting.PushBack(q)
+	p.makeRoom(now)
 	if p.dialling < p.needed(now) {
-		p.makeRoom(now)
 		p.make(nil, false)
 	}
 	p.keepPace()

@@ -21,6 +21,7 @@ var Latencies = [...]time.Duration{
 // Counters count what a server was asked over one protocol.
 type Counters struct {
 	Queries atomic.Uint64
+	Hedges  atomic.Uint64 // of these, those asked because a reply was late
 	Errors  atomic.Uint64 // without a usable reply
 	Latency [len(Latencies) + 1]atomic.Uint64
 	Sum     atomic.Int64 // nanoseconds, of the answered ones
@@ -48,19 +49,20 @@ type Server struct {
 }
 
 // ask asks s for key: over UDP if it has that, and over TCP if not, or if the
-// reply is truncated. again is how often s was asked for it before. A server
+// reply is truncated. again is how often s was asked for it before, and hedge
+// that it is because a reply was late. A server
 // that was asked twice over UDP is asked over TCP then: where every flow to it takes
 // a path of its own, as to the endpoints of a ClusterIP, half of which are gone, a
 // connection that has been answered on is worth more than a third guess. A
 // server that does not know EDNS is asked without (RFC 6891 6.2.2 and 7).
-func (s *Server) ask(ctx context.Context, now func() time.Time, key []byte, again int) ([]byte, error) {
+func (s *Server) ask(ctx context.Context, now func() time.Time, key []byte, again int, hedge bool) ([]byte, error) {
 	query := wire.AppendUpstreamQuery(make([]byte, 0, 512), 0, key, true)
-	reply, err := s.transports(ctx, now, query, again)
+	reply, err := s.transports(ctx, now, query, again, hedge)
 	if err == nil {
 		switch wire.RCode(reply) {
 		case wire.FormErr, wire.NotImp:
 			query = wire.AppendUpstreamQuery(query[:0], 0, key, false)
-			return s.transports(ctx, now, query, again)
+			return s.transports(ctx, now, query, again, hedge)
 		}
 	}
 	return reply, err
@@ -69,14 +71,14 @@ func (s *Server) ask(ctx context.Context, now func() time.Time, key []byte, agai
 // overTCP is the try that goes over TCP, counted from 0.
 const overTCP = 2
 
-func (s *Server) transports(ctx context.Context, now func() time.Time, query []byte, again int) ([]byte, error) {
+func (s *Server) transports(ctx context.Context, now func() time.Time, query []byte, again int, hedge bool) ([]byte, error) {
 	if s.UDP != nil && again != overTCP {
-		reply, err := s.timed(ctx, now, s.UDP, query, s.UDPCounters, again)
+		reply, err := s.timed(ctx, now, s.UDP, query, s.UDPCounters, again, hedge)
 		if err != nil || wire.Flags(reply)&wire.FlagTC == 0 {
 			return reply, err
 		}
 	}
-	reply, err := s.timed(ctx, now, s.TCP, query, s.TCPCounters, again)
+	reply, err := s.timed(ctx, now, s.TCP, query, s.TCPCounters, again, hedge)
 	if err == nil && wire.Flags(reply)&wire.FlagTC != 0 {
 		return nil, errTruncated
 	}
@@ -89,8 +91,11 @@ var errTruncated = errors.New("reply truncated over TCP")
 // errAnswered ends the tries that another one was quicker than.
 var errAnswered = errors.New("another try was answered")
 
-func (s *Server) timed(ctx context.Context, now func() time.Time, e Exchanger, query []byte, c *Counters, again int) ([]byte, error) {
+func (s *Server) timed(ctx context.Context, now func() time.Time, e Exchanger, query []byte, c *Counters, again int, hedge bool) ([]byte, error) {
 	c.Queries.Add(1)
+	if hedge {
+		c.Hedges.Add(1)
+	}
 	start := now()
 	var reply []byte
 	var err error
