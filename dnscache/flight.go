@@ -85,7 +85,11 @@ func (s *Server) join(key []byte, q *wire.Query, p peer) {
 	now := s.now()
 	f := &s.flights
 	f.mu.Lock()
-	if fl := f.byKey[string(key)]; fl != nil && len(fl.waiters) < maxWaiters {
+	fl := f.byKey[string(key)]
+	if fl != nil && fl.route != rt {
+		fl = nil // a reload has come between: others are to be asked now
+	}
+	if fl != nil && len(fl.waiters) < maxWaiters {
 		f.joined++
 		fl.waiters = append(fl.waiters, waiter{q.Clone(), p, now})
 		fl.unasked = 0
@@ -109,7 +113,7 @@ func (s *Server) join(key []byte, q *wire.Query, p peer) {
 		p.deliver(q, rules.stale(e), now)
 		return
 	}
-	fl := s.begin(st, rt, key, e, now)
+	fl = s.begin(st, rt, key, e, now)
 	fl.waiters = []waiter{{q.Clone(), p, now}}
 	f.mu.Unlock()
 	go s.fly(fl)

@@ -18,7 +18,8 @@ import (
 //   - at once while upstream is known to be dead (upstream.Group.Dead), or to lead
 //     back to us;
 //   - at once for some time (recheck) after a refresh of it has failed, but only
-//     as long as its upstream has answered nobody since the refresh began.
+//     as long as its upstream has answered nobody since the refresh began; or for
+//     a second (recheckName), if the failure was about that very name.
 //
 // In every other case upstream is asked first, and whatever it says, were it that
 // it has nothing that may be kept, takes the place of the expired answer.
