@@ -7,9 +7,9 @@
 //
 // # Tries
 //
-// A question has up to five tries: three within twice the learnt delay (see
-// latency), which is less than 100 ms for any server near by, and two later
-// ones for a network that loses a tenth of all packets. Tries that only a delay
+// A question has up to three tries within twice the learnt delay (see latency),
+// which is less than 100 ms for any server near by, and two later ones over UDP,
+// for a network that loses a tenth of all packets. Tries that only a delay
 // caused are bounded in their share of all questions (see budget), so that
 // a server that is slow because it has too much to do does not get more.
 //

@@ -14,9 +14,10 @@ import (
 
 // How a question is tried.
 const (
-	// quickTries are made one learnt delay after the other, and tries at the most:
-	// where a tenth of the packets is lost each way, five leave 0.02 % without a
-	// reply, and three 0.7 %.
+	// quickTries are made one learnt delay after the other. Over TCP that is enough:
+	// what is lost of them, the kernel sends again. Over UDP two more follow. Where a
+	// tenth of the packets is lost each way, and TCP is not let through, they leave
+	// 0.1 % without a reply, and three tries 3.6 %.
 	quickTries = 3
 	tries      = 5
 	// patience is how long the later tries are waited for. All five end
@@ -210,8 +211,11 @@ func (r *race) late() {
 		return
 	}
 	r.overdue(r.g.Now())
-	i := r.started
-	paid := i < tries && (r.free || r.g.budget.spend())
+	i, limit := r.started, quickTries
+	if r.server(i).UDP != nil {
+		limit = tries
+	}
+	paid := i < limit && (r.free || r.g.budget.spend())
 	if paid {
 		r.start(true)
 		r.timer.Reset(r.wait())
@@ -240,7 +244,7 @@ func (r *race) overdue(now time.Time) {
 func (r *race) from(i int) {
 	for more := true; more; {
 		s := r.server(i)
-		reply, err := s.ask(r.ctx, r.g.Now, r.key, i/len(r.servers), r.beside[i])
+		reply, err := s.ask(r.ctx, r.g.Now, r.key, i, r.beside[i])
 		i, more = r.ended(i, s, reply, err)
 	}
 }

@@ -163,7 +163,7 @@ func TestADeadGroupsProbeAsksAllItsServers(t *testing.T) {
 		}
 		l.start = time.Now()
 		_ = question(t, g, "www.example")
-		if asked := l.take(); asked != "0s a, 30ms b, 60ms a, 310ms b, 560ms a" {
+		if asked := l.take(); asked != "0s a, 30ms b, 60ms a" {
 			t.Errorf("asked %s", asked)
 		}
 	})

@@ -49,20 +49,20 @@ type Server struct {
 }
 
 // ask asks s for key: over UDP if it has that, and over TCP if not, or if the
-// reply is truncated. again is how often s was asked for it before, and hedge
-// that it is because a reply was late. A server
-// that was asked twice over UDP is asked over TCP then: where every flow to it takes
-// a path of its own, as to the endpoints of a ClusterIP, half of which are gone, a
-// connection that has been answered on is worth more than a third guess. A
-// server that does not know EDNS is asked without (RFC 6891 6.2.2 and 7).
-func (s *Server) ask(ctx context.Context, now func() time.Time, key []byte, again int, hedge bool) ([]byte, error) {
+// reply is truncated. It is the question's nth try, from 0 on; hedge says that it is
+// made because a reply was late. The third try goes over TCP in any case: where
+// every flow takes a path of its own, as to the endpoints of a ClusterIP, half of
+// which are gone, a connection that has been answered on is worth more than a
+// third guess. A server that does not know EDNS is asked without (RFC 6891 6.2.2
+// and 7).
+func (s *Server) ask(ctx context.Context, now func() time.Time, key []byte, nth int, hedge bool) ([]byte, error) {
 	query := wire.AppendUpstreamQuery(make([]byte, 0, 512), 0, key, true)
-	reply, err := s.transports(ctx, now, query, again, hedge)
+	reply, err := s.transports(ctx, now, query, nth, hedge)
 	if err == nil {
 		switch wire.RCode(reply) {
 		case wire.FormErr, wire.NotImp:
 			query = wire.AppendUpstreamQuery(query[:0], 0, key, false)
-			return s.transports(ctx, now, query, again, hedge)
+			return s.transports(ctx, now, query, nth, hedge)
 		}
 	}
 	return reply, err
@@ -71,14 +71,14 @@ func (s *Server) ask(ctx context.Context, now func() time.Time, key []byte, agai
 // overTCP is the try that goes over TCP, counted from 0.
 const overTCP = 2
 
-func (s *Server) transports(ctx context.Context, now func() time.Time, query []byte, again int, hedge bool) ([]byte, error) {
-	if s.UDP != nil && again != overTCP {
-		reply, err := s.timed(ctx, now, s.UDP, query, s.UDPCounters, again, hedge)
+func (s *Server) transports(ctx context.Context, now func() time.Time, query []byte, nth int, hedge bool) ([]byte, error) {
+	if s.UDP != nil && nth != overTCP {
+		reply, err := s.timed(ctx, now, s.UDP, query, s.UDPCounters, nth, hedge)
 		if err != nil || wire.Flags(reply)&wire.FlagTC == 0 {
 			return reply, err
 		}
 	}
-	reply, err := s.timed(ctx, now, s.TCP, query, s.TCPCounters, again, hedge)
+	reply, err := s.timed(ctx, now, s.TCP, query, s.TCPCounters, nth, hedge)
 	if err == nil && wire.Flags(reply)&wire.FlagTC != 0 {
 		return nil, errTruncated
 	}
@@ -91,7 +91,7 @@ var errTruncated = errors.New("reply truncated over TCP")
 // errAnswered ends the tries that another one was quicker than.
 var errAnswered = errors.New("another try was answered")
 
-func (s *Server) timed(ctx context.Context, now func() time.Time, e Exchanger, query []byte, c *Counters, again int, hedge bool) ([]byte, error) {
+func (s *Server) timed(ctx context.Context, now func() time.Time, e Exchanger, query []byte, c *Counters, nth int, hedge bool) ([]byte, error) {
 	c.Queries.Add(1)
 	if hedge {
 		c.Hedges.Add(1)
@@ -99,7 +99,7 @@ func (s *Server) timed(ctx context.Context, now func() time.Time, e Exchanger, q
 	start := now()
 	var reply []byte
 	var err error
-	if r, ok := e.(retrier); ok && again > 0 {
+	if r, ok := e.(retrier); ok && nth > 0 {
 		reply, err = r.exchangeAgain(ctx, query, nil)
 	} else {
 		reply, err = e.Exchange(ctx, query, nil)
