@@ -14,6 +14,7 @@ BUILDVCS    := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo f
 BUILD       := CGO_ENABLED=0 go build -trimpath -buildvcs=$(BUILDVCS)
 FUZZTIME    ?= 1m
 KILLTIME    ?= 30s
+OUTAGETIME  ?= 1m
 KEEP        ?=
 
 .DEFAULT_GOAL := help
@@ -49,21 +50,21 @@ test-cluster: ## runs the tests on booted nodes: systemd, containerd, kubelet, A
 	export NODELOCALDNS_TEST_NODE=$$(test/node/build.sh)
 	CGO_ENABLED=0 go test -count=1 -p=1 -timeout=15m -parallel=8 ./test/node/... ./test/package/node
 
-promises: ## kills, hangs and breaks what runs on a node, counts what its pods feel, and prints the tables (root; KILLTIME=30s)
+promises: ## kills, hangs and breaks what runs on a node and what it asks, counts what its pods feel, and prints the tables (root; KILLTIME=30s, OUTAGETIME=1m)
 	@test/setup.sh promises
-	export NODELOCALDNS_TEST_NODE=$$(test/node/build.sh) NODELOCALDNS_PROMISES=$(CURDIR)/bin/promises NODELOCALDNS_PROMISES_TIME=$(KILLTIME)
+	export NODELOCALDNS_TEST_NODE=$$(test/node/build.sh) NODELOCALDNS_PROMISES=$(CURDIR)/bin/promises NODELOCALDNS_PROMISES_TIME=$(KILLTIME) NODELOCALDNS_PROMISES_OUTAGE=$(OUTAGETIME)
 	rm -f bin/promises.md bin/promises.json
 	code=0
 	CGO_ENABLED=0 go test -count=1 -timeout=20m -parallel=4 ./test/promises || code=$$?
 	cat bin/promises.md
 	exit $$code
 
-check: ## does what CI does: lint, run, test, test-cluster and promises, where a skipped test is a failure
+check: ## does what CI does: lint, run, test, test-cluster and promises (shorter), where a skipped test is a failure
 	@$(MAKE) lint
 	$(MAKE) run
 	NODELOCALDNS_REQUIRE_ROOT=1 $(MAKE) test
 	$(MAKE) test-cluster
-	$(MAKE) promises
+	$(MAKE) promises KILLTIME=15s OUTAGETIME=20s
 
 lint: ## checks Go, shell and YAML files; every finding is an error
 	@test/setup.sh lint
