@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -187,4 +188,15 @@ func (c Config) Validate() error {
 		return errors.New("the cache has no memory")
 	}
 	return nil
+}
+
+// ourselves are those addresses of Listen that are given as upstream servers.
+func (c Config) ourselves() []netip.AddrPort {
+	all := slices.Concat(upstream.Plain(c.ClusterDNS), c.Upstreams.Servers)
+	for _, stub := range c.StubDomains {
+		all = append(all, stub.Servers...)
+	}
+	return slices.DeleteFunc(slices.Clone(c.Listen), func(a netip.AddrPort) bool {
+		return !slices.ContainsFunc(all, func(s upstream.Addr) bool { return s.AddrPort == a })
+	})
 }

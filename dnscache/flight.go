@@ -3,6 +3,7 @@ package dnscache
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -22,7 +23,7 @@ const (
 	// late for those who asked is there for those who ask again.
 	lateBudget = 3 * time.Second
 	// maxFlights bounds the upstream questions under way, and with some 30 KiB
-	// each what a flood of misses costs.
+	// each what a flood of misses costs. Clients share them evenly (holders).
 	maxFlights = 2048
 	// maxWaiters bounds those who wait for one of them.
 	maxWaiters = 4096
@@ -34,6 +35,8 @@ type peer interface {
 	// for q once it has returned: it may be a reader's, whose next packet takes
 	// its place.
 	deliver(q *wire.Query, t told, now time.Duration)
+	// client is whose share of the flights it takes.
+	client() netip.Addr
 }
 
 type waiter struct {
@@ -50,12 +53,20 @@ type flight struct {
 	wait  time.Duration // until those who wait are told something
 	again bool          // it was asked in vain before, and others have been answered since
 
+	ctx    context.Context // of the question to upstream
+	cancel context.CancelFunc
+
 	// Guarded by flights.mu.
 	waiters []waiter
 	landed  bool
+	dropped bool // it has made room for another
 	refresh bool // begun for nobody, for the reason why
 	why     int
 	unasked uint8 // of the entry that comes of it, unless somebody asks meanwhile
+
+	client       netip.Addr // for whom it was begun,
+	held         bool       // and who has it: see holders
+	older, newer *flight
 }
 
 // flights are the upstream questions under way, at most one a key.
@@ -68,7 +79,8 @@ type flights struct {
 	shed       uint64         // clients told SERVFAIL because there was no room, or at the end no time
 	n          int            // running flights, landed ones that still listen among them
 	refreshing int            // of them, those that were begun for nobody
-	running    sync.WaitGroup // the same as n
+	holders    holders        // the others
+	running    sync.WaitGroup // the same as n, and those that were dropped until they end
 	waiting    sync.WaitGroup // flights that have not landed
 
 	bound     refreshBound
@@ -93,9 +105,12 @@ func (s *Server) join(key []byte, q *wire.Query, p peer) {
 		f.joined++
 		fl.waiters = append(fl.waiters, waiter{q.Clone(), p, now})
 		fl.unasked = 0
+		if fl.held && fl.client != p.client() {
+			f.release(fl) // more than one wait for it now: it makes room for nobody
+		}
 		f.mu.Unlock()
 		return
-	} else if fl != nil || f.closed || f.n-f.refreshing >= maxFlights {
+	} else if fl != nil || f.closed {
 		f.shed++
 		f.mu.Unlock()
 		p.deliver(q, told{Entry: cache.NewFailure(key, wire.ServFail, wire.EDENotReady, rt.zone, now)}, now)
@@ -113,10 +128,54 @@ func (s *Server) join(key []byte, q *wire.Query, p peer) {
 		p.deliver(q, rules.stale(e), now)
 		return
 	}
+	var shed []waiter
+	if f.n-f.refreshing >= maxFlights {
+		victim := f.holders.victim(p.client(), maxFlights)
+		if victim == nil {
+			f.shed++
+			f.mu.Unlock()
+			p.deliver(q, told{Entry: cache.NewFailure(key, wire.ServFail, wire.EDENotReady, rt.zone, now)}, now)
+			return
+		}
+		shed = f.drop(victim)
+	}
 	fl = s.begin(st, rt, key, e, now)
 	fl.waiters = []waiter{{q.Clone(), p, now}}
+	fl.client, fl.held = p.client(), true
+	f.holders.add(fl)
 	f.mu.Unlock()
 	go s.fly(fl)
+	for i := range shed {
+		w := &shed[i]
+		w.peer.deliver(&w.query, told{Entry: cache.NewFailure(key, wire.ServFail, wire.EDENotReady, rt.zone, now)}, now)
+	}
+}
+
+// release takes a flight from its holder. mu is held.
+func (f *flights) release(fl *flight) {
+	if fl.held {
+		f.holders.remove(fl)
+		fl.held = false
+	}
+}
+
+// drop ends a flight before its time, and returns who waited for it. mu is held.
+func (f *flights) drop(fl *flight) []waiter {
+	f.release(fl)
+	f.n--
+	fl.dropped = true
+	fl.cancel()
+	if fl.landed {
+		return nil
+	}
+	waiters := fl.waiters
+	fl.waiters, fl.landed = nil, true
+	f.shed += uint64(len(waiters))
+	if f.byKey[string(fl.key)] == fl {
+		delete(f.byKey, string(fl.key))
+	}
+	f.waiting.Done()
+	return waiters
 }
 
 // begin makes the flight of a key, which is then to fly. e is what the cache has of
@@ -128,6 +187,7 @@ func (s *Server) begin(st *state, rt *route, key []byte, e *cache.Entry, now tim
 		at, _, failed := e.Failed()
 		fl.again = failed && s.answeredSince(rt, at)
 	}
+	fl.ctx, fl.cancel = context.WithTimeout(s.work, lateBudget)
 	f := &s.flights
 	f.byKey[string(fl.key)] = fl
 	f.n++
@@ -147,9 +207,8 @@ func (s *Server) fly(fl *flight) {
 		signal(s.suspected)
 	})
 	defer timer.Stop()
-	ctx, cancel := context.WithTimeout(s.work, lateBudget)
-	defer cancel()
-	reply, err = fl.route.group.Exchange(ctx, fl.key)
+	defer fl.cancel()
+	reply, err = fl.route.group.Exchange(fl.ctx, fl.key)
 	now := s.now()
 	how := silent
 	if err == nil {
@@ -178,7 +237,10 @@ func (s *Server) fly(fl *flight) {
 // ended counts a flight that is over. spared says that upstream was not asked at all.
 func (f *flights) ended(fl *flight, spared bool) {
 	f.mu.Lock()
-	f.n--
+	if !fl.dropped {
+		f.n--
+		f.release(fl)
+	}
 	if fl.refresh {
 		f.refreshing--
 		if spared {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -120,7 +122,8 @@ func TestAFreshHitAllocatesNothing(t *testing.T) {
 }
 
 // Waiters for one question, and questions, are bounded. Those that there is no
-// room for hear so at once.
+// room for hear so at once: who asks for more than its share loses the question
+// that it has waited longest for, and nobody loses one that others wait for, too.
 func TestFloodsAreShed(t *testing.T) { synctest.Test(t, testFloodsAreShed) }
 
 func testFloodsAreShed(t *testing.T) {
@@ -130,28 +133,46 @@ func testFloodsAreShed(t *testing.T) {
 		return new(dns.Msg).SetReply(q)
 	}))
 	got := make(chan []byte, 2*(maxWaiters+maxFlights))
-	join := func(name string) {
+	join := func(from int, name string) {
 		pkt := packet(t, name, "A", "edns=1232")
 		var q question
 		if _, o := s.answer(&s.streamC, &q, pkt, nil, 0, s.now()); o != deferred {
 			t.Fatalf("outcome %v", o)
 		}
-		s.join(q.key, &q.query, &client4test{c: &conversation{counters: &s.streamC}, query: pkt, got: got})
+		s.join(q.key, &q.query, &client4test{c: &conversation{counters: &s.streamC}, query: pkt, got: got, from: address(from)})
 	}
-	for range maxWaiters + 1 {
-		join("one.example.")
-	}
-	for i := range maxFlights {
-		join(fmt.Sprintf("n%d.example.", i))
-	}
-	for range 2 {
-		text := format(t, <-got)
-		if want := `SERVFAIL rd ra edns=1232 ede=14 "nodelocaldns: too many questions at once, about to stop, or kube-dns not known yet"`; len(text) < len(want) || text[len(text)-len(want):] != want {
-			t.Errorf("shed with %s", text)
+	const refused = ` SERVFAIL rd ra edns=1232 ede=14 "nodelocaldns: too many questions at once, about to stop, or kube-dns not known yet"`
+	shed := func(want ...string) {
+		t.Helper()
+		synctest.Wait()
+		var texts []string
+		for len(got) > 0 {
+			texts = append(texts, format(t, <-got))
+		}
+		if !slices.EqualFunc(texts, want, func(text, name string) bool { return strings.HasSuffix(text, name+" A"+refused) }) {
+			t.Errorf("shed are %q, want %q", texts, want)
 		}
 	}
-	if st := s.Stats(); st.Shed != 2 {
-		t.Errorf("%d shed, want 2", st.Shed)
+	for i := range maxWaiters + 1 {
+		join(1+i%2, "one.example.")
+	}
+	shed("one.example.")
+	for i := range maxFlights - 1 {
+		join(3, fmt.Sprintf("n%d.example.", i))
+	}
+	shed()
+	join(3, "more.example.")
+	shed("n0.example.")
+	join(4, "modest.example.")
+	shed("n1.example.")
+	if st := s.Stats(); st.Shed != 3 {
+		t.Errorf("%d shed, want 3", st.Shed)
+	}
+	for i := range maxFlights {
+		join(5, fmt.Sprintf("m%d.example.", i))
+	}
+	if n3, n4, n5 := s.flights.holders[address(3)].n, s.flights.holders[address(4)].n, s.flights.holders[address(5)].n; n4 != 1 || n3 < n5-1 || n3+n4+n5 != maxFlights-1 {
+		t.Errorf("of %d flights two that ask for all have %d and %d, one that asks for one has %d", maxFlights-1, n3, n5, n4)
 	}
 	close(block)
 	s.flights.running.Wait()

@@ -81,6 +81,9 @@ func newRoutes(cfg Config, node []netip.AddrPort, make exchangers, counters *ups
 	group := func(servers []upstream.Addr, z Zone) *upstream.Group {
 		g := &upstream.Group{Now: now, Policy: z.Policy}
 		for _, a := range servers {
+			if slices.Contains(cfg.Listen, a.AddrPort) {
+				continue // whoever wrote that down meant somebody behind us
+			}
 			s := &upstream.Server{Addr: a}
 			if a.TLSName != "" {
 				s.TCP, s.TCPCounters = tls(a), counters.of(a.AddrPort, TLS)
@@ -129,6 +132,11 @@ func newRoutes(cfg Config, node []netip.AddrPort, make exchangers, counters *ups
 		add(zoneExternal, cfg.External, s.Servers, s.Zone)
 	}
 	return r
+}
+
+// sameServers reports whether names are answered by the same servers on both routes.
+func (rt *route) sameServers(other *route) bool {
+	return rt.zone == other.zone && slices.EqualFunc(rt.group.Servers, other.group.Servers, func(a, b *upstream.Server) bool { return a.Addr == b.Addr })
 }
 
 func (r *routes) close() {

@@ -429,7 +429,10 @@ type client4test struct {
 	limit int
 	got   chan []byte
 	asked time.Time
+	from  netip.Addr
 }
+
+func (p *client4test) client() netip.Addr { return p.from }
 
 func (p *client4test) deliver(q *wire.Query, t told, now time.Duration) {
 	limit := p.limit

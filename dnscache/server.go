@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -18,6 +17,7 @@ import (
 
 	"nodelocaldns/dnscache/cache"
 	"nodelocaldns/dnscache/upstream"
+	"nodelocaldns/dnscache/wire"
 )
 
 // Deps are what the resolver needs of the world. Zero values mean the real
@@ -105,7 +105,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 		uptime: d.Uptime,
 		ready:  make(chan struct{}), rerouted: make(chan struct{}, 1), suspected: make(chan struct{}, 1),
 		cache:   cache.New(cfg.cacheLimits(), cfg.MaxBytes),
-		flights: flights{byKey: map[string]*flight{}},
+		flights: flights{byKey: map[string]*flight{}, holders: holders{}},
 		shares:  newShares(),
 	}
 	if s.log == nil {
@@ -137,6 +137,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 	}
 	s.cache.SetKeep(cfg.keep())
 	s.flights.bound.tokens = refreshBurst
+	s.warnOfOurselves(cfg)
 	s.state.Store(&state{cfg, node, newRoutes(cfg, node, s.exchanger, &s.upstreams, s.wallClock), 0})
 	return s, nil
 }
@@ -258,8 +259,16 @@ func (s *Server) Reload(cfg Config) error {
 	}
 	s.cache.SetLimits(cfg.cacheLimits(), cfg.MaxBytes)
 	s.cache.SetKeep(cfg.keep())
+	s.warnOfOurselves(cfg)
 	s.replace(cfg, node)
 	return nil
+}
+
+// warnOfOurselves says which servers newRoutes leaves out.
+func (s *Server) warnOfOurselves(cfg Config) {
+	if ours := cfg.ourselves(); len(ours) > 0 {
+		s.log.Warn("upstream servers are this resolver itself: left out", "servers", ours, "hint", "take our address out of cluster.dns, upstreams and stubDomains")
+	}
 }
 
 // replace puts a new state in place of the old one. s.reload is held.
@@ -269,17 +278,12 @@ func (s *Server) replace(cfg Config, node []netip.AddrPort) {
 	s.flights.mu.Lock() // between what lands by the old state and what by the new
 	s.state.Store(st)
 	s.flights.mu.Unlock()
-	if !sameServers(old.cfg, cfg) || !slices.Equal(old.node, node) {
-		s.cache.Flush() // another server may know better
-	}
+	s.cache.Drop(func(key []byte) bool { // other servers may know better
+		name, _ := wire.SplitKey(key)
+		return !old.routes.find(name).sameServers(st.routes.find(name))
+	})
 	old.routes.close()
 	signal(s.rerouted)
-}
-
-// sameServers reports whether every name is answered by the same servers.
-func sameServers(a, b Config) bool {
-	return a.ClusterDomain == b.ClusterDomain && slices.Equal(a.ClusterDNS, b.ClusterDNS) && a.AwaitClusterDNS == b.AwaitClusterDNS &&
-		reflect.DeepEqual(a.Upstreams, b.Upstreams) && reflect.DeepEqual(a.StubDomains, b.StubDomains)
 }
 
 // nodeResolvers reads the node's resolvers.

@@ -153,6 +153,8 @@ func (c *client) query(s *Server, q *question, pkt []byte) bool {
 	return true
 }
 
+func (c *client) client() netip.Addr { return c.from }
+
 // deliver implements peer. A client that does not read holds up only itself.
 func (c *client) deliver(q *wire.Query, t told, now time.Duration) {
 	own := q.Clone()

@@ -125,6 +125,8 @@ type packetPeer struct {
 	addr   netip.AddrPort
 }
 
+func (c packetPeer) client() netip.Addr { return c.addr.Addr().Unmap() }
+
 func (c packetPeer) deliver(q *wire.Query, t told, now time.Duration) {
 	buf := buffers.Get().(*[wire.MaxUDP]byte)
 	defer buffers.Put(buf)

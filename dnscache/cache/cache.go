@@ -248,13 +248,16 @@ func (c *Cache) AppendEnding(dst []*Entry, from, to time.Duration) []*Entry {
 	return dst
 }
 
-// Flush removes all entries.
-func (c *Cache) Flush() {
+// Drop removes the entries of those keys for which gone is true. It holds one shard's
+// lock at a time, gone's time included.
+func (c *Cache) Drop(gone func(key []byte) bool) {
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.mu.Lock()
 		for _, e := range s.m {
-			c.remove(s, e)
+			if gone(e.Key()) {
+				c.remove(s, e)
+			}
 		}
 		s.mu.Unlock()
 	}

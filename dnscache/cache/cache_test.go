@@ -196,7 +196,7 @@ func TestSweepTakesWhatExpired(t *testing.T) {
 	if u := checked(t, c); u.Success[0] != 30 || u.Evictions != 0 {
 		t.Errorf("%+v", u)
 	}
-	c.Flush()
+	c.Drop(func([]byte) bool { return true })
 	if u := checked(t, c); u.Success[0] != 0 || u.Bytes != 0 {
 		t.Errorf("%+v", u)
 	}
@@ -451,7 +451,7 @@ func TestManyAtOnce(t *testing.T) {
 					c.Sweep(time.Duration(r.IntN(100)) * time.Second)
 				case 1:
 					if i%500 == 0 {
-						c.Flush()
+						c.Drop(func([]byte) bool { return true })
 					}
 				case 2:
 					c.SetLimits(allZones(Limit{100 + r.IntN(100), r.IntN(50)}), 200_000)
