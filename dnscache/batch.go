@@ -50,11 +50,11 @@ func newBatch() *batch {
 }
 
 // receive reads what there is, without waiting, and returns how many packets that
-// were.
+// were, or 0 and why.
 //
 // It and send tell nobody that they are in a system call, as neither waits: that
 // would cost more than a short one of them.
-func (b *batch) receive(fd uintptr) (int, error) {
+func (b *batch) receive(fd uintptr) (int, syscall.Errno) {
 	for i := range b.in {
 		b.in[i].header.Namelen = unix.SizeofSockaddrInet6
 	}
@@ -62,7 +62,7 @@ func (b *batch) receive(fd uintptr) (int, error) {
 	if errno != 0 {
 		return 0, errno
 	}
-	return int(n), nil
+	return int(n), 0
 }
 
 // query is packet i of those received.

@@ -80,15 +80,16 @@ type reader struct {
 // see that there is nothing. Where there may be more it returns true, so that the
 // deadline is looked at; and where the socket has an error, which it leaves in err.
 func (r *reader) read(fd uintptr) bool {
-	n, err := r.batch.receive(fd)
+	n, errno := r.batch.receive(fd)
 	r.err = nil
-	switch {
-	case err == unix.EAGAIN:
+	switch errno {
+	case 0:
+	case unix.EAGAIN:
 		return false
-	case err == unix.EINTR:
+	case unix.EINTR:
 		return true
-	case err != nil:
-		r.err = err
+	default:
+		r.err = errno
 		return true
 	}
 	r.failing = false
