@@ -31,6 +31,10 @@ const (
 	// it can write one that another program keeps setting.
 	sysctlsEvery = time.Minute
 
+	// factsAgain is a moment in which systemd has started a program, whose
+	// command line is not its own before.
+	factsAgain = 500 * time.Millisecond
+
 	// eventPause follows a pass that a netlink event caused. The first event
 	// is acted on at once; a node that starts a hundred pods makes thousands.
 	eventPause = 200 * time.Millisecond
@@ -42,6 +46,11 @@ type Duties struct {
 	// Facts finds out what the resolver must know of the node. Guard keeps it
 	// in the run directory, looking as often as at the rules. Nil: nobody asks.
 	Facts func(ctx context.Context) (facts.Facts, error)
+
+	// Changed tells, until ctx ends, when what Facts finds may be another: guard
+	// looks at once, and again after factsAgain, when a program that is being
+	// started has become what it will be. Nil: nothing tells.
+	Changed func(ctx context.Context) <-chan struct{}
 
 	// Gate ends a rollback when no pod names us any more. Until then guard
 	// repairs what pods need, and applies nothing new. Nil: with the off switch
@@ -146,6 +155,12 @@ func (g *Guard) Run(ctx context.Context) error {
 	rules, sysctls := time.NewTicker(rulesEvery), time.NewTicker(sysctlsEvery)
 	defer rules.Stop()
 	defer sysctls.Stop()
+	var changed <-chan struct{}
+	if g.duties.Changed != nil {
+		changed = g.duties.Changed(ctx)
+	}
+	again := time.NewTimer(factsAgain)
+	defer again.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -158,6 +173,11 @@ func (g *Guard) Run(ctx context.Context) error {
 			}
 		case <-sysctls.C:
 			_ = g.pass(ctx, func(noun string) bool { return noun == "sysctl" })
+		case <-changed:
+			g.keepFacts(ctx)
+			again.Reset(factsAgain)
+		case <-again.C:
+			g.keepFacts(ctx)
 		case <-events:
 			_ = g.pass(ctx, func(noun string) bool { return noun == "link" })
 			select {

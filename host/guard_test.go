@@ -3,6 +3,7 @@ package host_test
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,6 +17,7 @@ import (
 
 	"nodelocaldns/host"
 	"nodelocaldns/host/engine"
+	"nodelocaldns/host/facts"
 	"nodelocaldns/host/fsys"
 	"nodelocaldns/host/journal"
 	"nodelocaldns/host/notrack"
@@ -663,6 +665,58 @@ func TestWhoStandsByIsNotHeldUpByAPass(t *testing.T) {
 		}
 		if n := looks.Load(); n != -1 {
 			t.Errorf("guard has ended, and who stands by has not: %d looks", n)
+		}
+	})
+}
+
+// Pods are told of another kube-dns as soon as the kubelet that names it runs.
+func TestAnotherKubeDNSIsKnownAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.apply()
+		n, err := host.New(r.cfg, r.deps())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var now atomic.Value // what the kubelet says
+		now.Store("10.96.0.10")
+		changed := make(chan struct{}, 1)
+		g := n.Guard(host.Duties{
+			Facts: func(context.Context) (facts.Facts, error) {
+				return facts.Facts{ClusterDNS: []netip.Addr{netip.MustParseAddr(now.Load().(string))}}, nil
+			},
+			Changed: func(context.Context) <-chan struct{} { return changed },
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- g.Run(ctx) }()
+		known := func(want string) {
+			t.Helper()
+			f, err := facts.Read(fsys.Dir(filepath.Join(r.dir, "run")))
+			if err != nil || len(f.ClusterDNS) != 1 || f.ClusterDNS[0].String() != want {
+				t.Errorf("known is %v, %v; want %s", f.ClusterDNS, err, want)
+			}
+		}
+		after(3 * time.Second)
+		known("10.96.0.10")
+
+		now.Store("10.96.0.11") // it is there when systemd says so
+		changed <- struct{}{}
+		after(time.Millisecond)
+		known("10.96.0.11")
+
+		changed <- struct{}{} // and not yet
+		after(time.Millisecond)
+		now.Store("10.96.0.12")
+		after(time.Second)
+		known("10.96.0.12")
+
+		now.Store("10.96.0.13") // nobody says so
+		after(10 * time.Second)
+		known("10.96.0.13")
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -11,6 +11,7 @@ import (
 	"nodelocaldns/cmd/nodelocaldns/internal/config"
 	"nodelocaldns/host"
 	"nodelocaldns/host/fsys"
+	"nodelocaldns/host/kubelet"
 	"nodelocaldns/host/standby"
 	"nodelocaldns/host/systemd"
 )
@@ -45,7 +46,7 @@ away when it ends: pods keep the address as long as they live.`,
 			if err != nil {
 				return err
 			}
-			g := p.runtime.Guard(host.Duties{Gate: p.gate(), Facts: findFacts(cfg, p.node), Standby: standBy})
+			g := p.runtime.Guard(host.Duties{Gate: p.gate(), Facts: findFacts(cfg, p.node), Changed: kubeletChanged(cfg), Standby: standBy})
 			if once {
 				return g.Once(ctx)
 			}
@@ -65,6 +66,23 @@ away when it ends: pods keep the address as long as they live.`,
 	}
 	cmd.Flags().BoolVar(&once, "once", false, "one pass, then exit; 1 if something could not be done")
 	return cmd
+}
+
+// kubeletChanged tells when the kubelet has been started anew, and with it maybe
+// another kube-dns is named to pods; nil where the configuration names it.
+func kubeletChanged(cfg config.Config) func(ctx context.Context) <-chan struct{} {
+	if !cfg.Cluster.Auto {
+		return nil
+	}
+	names := kubelet.Names()
+	if cfg.Kubelet.Unit != "" {
+		names = []string{cfg.Kubelet.Unit}
+	}
+	return func(ctx context.Context) <-chan struct{} {
+		bus := new(systemd.Bus)
+		context.AfterFunc(ctx, bus.Close)
+		return bus.Watch(ctx, names...)
+	}
 }
 
 // standBy keeps an answer to pods' queries, where our units run; nil elsewhere.

@@ -41,6 +41,15 @@ var kubelets = []struct {
 	{"snap.kubelet-eks.daemon.service", isEKSSnap},
 }
 
+// Names are the units that a kubelet may be in.
+func Names() []string {
+	names := make([]string, len(kubelets))
+	for i, k := range kubelets {
+		names[i] = k.name
+	}
+	return names
+}
+
 // system refuses operating systems that own every file on them.
 func (f *found) system() error {
 	if f.anywhere {
