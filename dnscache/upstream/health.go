@@ -122,23 +122,15 @@ func (h *health) unanswered(now, begun time.Time, key []byte, unreachable bool) 
 	}
 }
 
-// Dead reports whether the server has answered nobody for deadAfter though it
-// was asked: it could not be reached, or was silent about several names. That
-// is the case for deadFor after the last question, unless it answers.
-func (h *health) Dead(now time.Time) bool {
-	dead, _ := h.dead(now)
-	return dead
-}
-
-// dead says besides when there was the last evidence.
-func (h *health) dead(now time.Time) (dead bool, last int64) {
+// dead says besides when there was the first evidence, and the last.
+func (h *health) dead(now time.Time) (dead bool, first, last int64) {
 	if !h.suspect.Load() {
-		return false, 0 // nearly always
+		return false, 0, 0 // nearly always
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	// Several names are several questions; one question has its tries at once.
 	at, long := now.UnixNano(), int64(deadAfter)
 	failed := len(h.names) >= deadNames && at-h.first >= long || h.errors >= deadErrors && h.last-h.first >= long
-	return failed && h.first > h.answered.Load() && at-h.last <= int64(deadFor), h.last
+	return failed && h.first > h.answered.Load() && at-h.last <= int64(deadFor), h.first, h.last
 }

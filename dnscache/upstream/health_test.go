@@ -132,6 +132,33 @@ func TestSilenceAboutManyNamesIsDeath(t *testing.T) {
 	})
 }
 
+// Its replies come too late for those who asked, but they come.
+func TestASlowServerIsNotDead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t, steady(time.Second))
+		p := n.pool()
+		g := over(nil, p)
+		var wg sync.WaitGroup
+		for i := range 20 {
+			wg.Go(func() {
+				if err := question(t, g, fmt.Sprintf("n%d.example", i)); !errors.Is(err, context.DeadlineExceeded) {
+					t.Error(err)
+				}
+			})
+		}
+		time.Sleep(999 * time.Millisecond)
+		if !g.Dead(time.Now()) {
+			t.Error("not dead though it has never answered")
+		}
+		time.Sleep(2 * time.Millisecond)
+		if g.Dead(time.Now()) {
+			t.Error("dead though it answers")
+		}
+		wg.Wait()
+		n.end(p)
+	})
+}
+
 func TestOneServerThatAnswersKeepsAGroupAlive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, _ := group(t, &fake{err: errDown}, &fake{after: time.Millisecond})

@@ -249,7 +249,7 @@ func (p *Pool) pick(now time.Time, again bool) *conn {
 
 // pipelines reports whether the server was seen to reply out of order.
 func (p *Pool) pipelines(now time.Time) bool {
-	return !p.outOfOrder.IsZero() && now.Sub(p.outOfOrder) < outOfOrderFor
+	return now.Sub(p.outOfOrder) < outOfOrderFor
 }
 
 // tryCopy now and then sends a copy of q behind a query whose reply is late, to
@@ -287,7 +287,7 @@ func (p *Pool) giveUp(q *call) bool {
 	// The connection owes us a reply. It comes soon, as a rule.
 	if c := q.conn; !slices.ContainsFunc(c.pending, func(q *call) bool { return !q.ended && q.done != nil }) {
 		c.owing = p.now()
-		if c.retired || p.closed {
+		if p.closed {
 			p.drop(c)
 		}
 	}
@@ -330,9 +330,8 @@ func (p *Pool) got(c *conn, reply []byte) bool {
 	}
 	if p.Keepalive {
 		if idle, ok := keepalive(reply); ok {
-			// Its own clock runs from when it sent the reply.
+			// Its own clock runs from when it sent the reply. 0 asks to close at once.
 			c.idleFor = min(idle*3/4, ageLimit)
-			c.retired = c.retired || idle == 0
 		}
 	}
 	q.end(answer{reply: reply})
@@ -573,19 +572,14 @@ func (p *Pool) tidy() {
 	}
 }
 
-// Renew makes sure that no connection made before is used for another
-// question.
+// Renew makes sure that no connection there is now is used for another question.
 func (p *Pool) Renew() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.renew()
-}
-
-func (p *Pool) renew() {
 	for _, c := range p.conns {
 		c.retired = true
 	}
-	p.dropIf(func(c *conn) bool { return len(c.pending) == 0 || !c.owing.IsZero() })
+	p.dropIf(func(c *conn) bool { return len(c.pending) == 0 })
 }
 
 // repliedSince reports whether a reply has come since t, to whomever.
@@ -601,7 +595,7 @@ func (p *Pool) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
-	p.renew()
+	p.dropIf(func(c *conn) bool { return len(c.pending) == 0 || !c.owing.IsZero() })
 	p.stopMaking()
 	return nil
 }

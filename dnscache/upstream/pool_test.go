@@ -1,11 +1,15 @@
 package upstream
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -113,6 +117,115 @@ func TestReplicasShareTheLoad(t *testing.T) {
 		}
 		t.Log(n)
 	})
+}
+
+func TestABusyServerIsAskedOverSeveralConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var es []*endpoint
+		for range 2 * spread {
+			es = append(es, steady(time.Millisecond))
+		}
+		n := newNetwork(t, es...)
+		next := -1
+		n.pick = func(int) int {
+			next++
+			return next
+		}
+		p := n.pool()
+		defer n.end(p)
+		for range growAfter * spread * spread {
+			asks(t, p, "www.example")
+		}
+		if open(p) != spread {
+			t.Errorf("%d connections, want %d", open(p), spread)
+		}
+		n.set(func() {
+			for _, e := range es {
+				e.asked = 0
+			}
+		})
+		for range 100 * spread {
+			asks(t, p, "www.example")
+		}
+		for i, e := range es[:spread] {
+			if e.asked != 100 {
+				t.Errorf("connection %d had %d questions of %d", i, e.asked, 100*spread)
+			}
+		}
+	})
+}
+
+func TestAConnectionThatIsClosedUnderAQuestionCostsNoQuestion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		closed := 0
+		n := newNetwork(t, steady(time.Millisecond))
+		p := newPool(time.Now, firstPace, func(ctx context.Context) (net.Conn, error) {
+			if closed == maxLost {
+				return n.dial(ctx)
+			}
+			ours, theirs := net.Pipe()
+			go func() { // the first has a reply, the second is read
+				_, _ = theirs.Write(framed(benchReply(nil, frame(theirs))))
+				frame(theirs)
+				closed++
+				_ = theirs.Close()
+			}()
+			return ours, nil
+		})
+		defer n.end(p)
+		for range 5 {
+			asks(t, p, "www.example")
+		}
+		if closed != maxLost {
+			t.Errorf("%d connections were closed", closed)
+		}
+	})
+}
+
+func TestAPoolFullOfDeadConnectionsCostsTwoDelays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := steady(time.Millisecond), steady(time.Millisecond)
+		n := newNetwork(t, a, b)
+		to := 0
+		n.pick = func(int) int { return to }
+		p := n.pool()
+		g := over(nil, p)
+		var wg sync.WaitGroup
+		for i := range 2 * spread {
+			wg.Go(func() { asks(t, p, fmt.Sprintf("n%d.example", i)) })
+		}
+		wg.Wait()
+		n.set(func() { a.hole, to = true, 1 })
+		start := time.Now()
+		if err := question(t, g, "www.example"); err != nil || time.Since(start) != 2*startDelay+time.Millisecond {
+			t.Errorf("%v after %v: %v", err, time.Since(start), n)
+		}
+		n.end(p)
+	})
+}
+
+func TestAnAnnouncedLengthCostsNoMemory(t *testing.T) {
+	const runs = 1000
+	text := append([]byte{0xFF, 0xFF}, make([]byte, 10)...)
+	src := bytes.NewReader(text)
+	r := bufio.NewReader(src)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range runs {
+		src.Reset(text)
+		r.Reset(src)
+		if b, err := readFrame(r); !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Fatalf("%d bytes, %v", len(b), err)
+		}
+	}
+	runtime.ReadMemStats(&after)
+	if each := (after.TotalAlloc - before.TotalAlloc) / runs; each > 2*frameStep {
+		t.Errorf("%d bytes for each", each)
+	}
+	long := bytes.Repeat([]byte{1, 2, 3, 4, 5}, 65535/5)
+	if b, err := readFrame(bufio.NewReader(bytes.NewReader(framed(long)))); err != nil || !bytes.Equal(b, long) {
+		t.Errorf("%d bytes, %v", len(b), err)
+	}
 }
 
 func TestQuestionsTakeTheFirstConnectionThatIsFree(t *testing.T) {

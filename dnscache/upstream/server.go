@@ -122,14 +122,31 @@ type retrier interface {
 	exchangeAgain(ctx context.Context, query, buf []byte) ([]byte, error)
 }
 
+// Dead reports whether the server has answered nobody for deadAfter though it
+// was asked: it could not be reached, or was silent about several names. That
+// is the case for deadFor after the last question, unless it answers.
+func (s *Server) Dead(now time.Time) bool {
+	dead, _ := s.dead(now)
+	return dead
+}
+
+// dead says besides when there was the last evidence.
+func (s *Server) dead(now time.Time) (dead bool, last int64) {
+	dead, first, last := s.health.dead(now)
+	return dead && !s.repliedSince(time.Unix(0, first)), last
+}
+
+// repliedSince reports whether a reply has come over TCP since t, be it too late
+// for the question.
+func (s *Server) repliedSince(t time.Time) bool {
+	p, ok := s.TCP.(interface{ repliedSince(time.Time) bool })
+	return ok && p.repliedSince(t)
+}
+
 // silentSince reports whether the server has answered nobody since start, not
 // even those who had given up.
 func (s *Server) silentSince(start time.Time) bool {
-	if !s.health.silentSince(start) {
-		return false
-	}
-	p, ok := s.TCP.(interface{ repliedSince(time.Time) bool })
-	return !ok || !p.repliedSince(start)
+	return s.health.silentSince(start) && !s.repliedSince(start)
 }
 
 // renew gives up the connections to a server that answers nobody. The replica
