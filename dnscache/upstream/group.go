@@ -285,7 +285,7 @@ func (r *race) ended(i int, s *Server, reply []byte, err error) (next int, more 
 	}
 	if err == nil && (usable(reply) || len(r.servers) == 1) {
 		r.over, r.reply = true, reply
-		if r.beside[i] && !r.done[i-1] {
+		if r.beside[i] {
 			r.g.budget.worth()
 		}
 		r.cancel(errAnswered)

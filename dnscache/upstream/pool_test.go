@@ -182,6 +182,72 @@ func TestAConnectionThatIsClosedUnderAQuestionCostsNoQuestion(t *testing.T) {
 	})
 }
 
+func TestAByteThatNobodyAskedForEndsAConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := net.Pipe()
+		p := newPool(time.Now, firstPace, func(context.Context) (net.Conn, error) { return ours, nil })
+		go func() {
+			_, _ = theirs.Write(append(framed(benchReply(nil, frame(theirs))), 0))
+		}()
+		asks(t, p, "www.example")
+		synctest.Wait()
+		if open(p) != 0 {
+			t.Error("the next reply would begin in the middle")
+		}
+	})
+}
+
+func TestAClosedPoolWaitsForNothingOwed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t, steady(time.Second))
+		p := n.pool()
+		for _, first := range []func(cancel func()){
+			func(cancel func()) { cancel(); synctest.Wait(); _ = p.Close() },
+			func(cancel func()) { _ = p.Close(); cancel(); synctest.Wait() },
+		} {
+			ctx, cancel := context.WithCancel(t.Context())
+			go func() { _, _ = p.Exchange(ctx, query(t, "www.example"), nil) }()
+			time.Sleep(100 * time.Millisecond)
+			first(cancel)
+			if open(p) != 0 {
+				t.Error("a connection is kept")
+			}
+		}
+		n.end(p)
+	})
+}
+
+func TestASilentConnectionIsPassedOver(t *testing.T) {
+	p := newPool(time.Now, firstPace, nil)
+	now := time.Now()
+	p.outOfOrder, p.dialling = now, spread
+	old := now.Add(-quiet)
+	conn4test := func(lastUsed time.Time, sent ...time.Time) *conn {
+		c := &conn{pool: p, lastUsed: lastUsed, idleFor: idleLimit, until: now.Add(time.Minute)}
+		for _, at := range sent {
+			c.pending = append(c.pending, &call{sent: at})
+		}
+		p.conns = append(p.conns, c)
+		return c
+	}
+	conn4test(old.Add(-1), old)
+	answering, busy := conn4test(old.Add(1), old, now), conn4test(now, now, now, now)
+	if c := p.pick(now, false); c != answering {
+		t.Error("a silent connection, or a busier one, was taken")
+	}
+	p.conns = p.conns[:1]
+	if c := p.pick(now, false); c != nil {
+		t.Error("a silent connection was taken")
+	}
+	for range maxInFlight - 3 {
+		busy.pending = append(busy.pending, &call{sent: now})
+	}
+	p.conns = []*conn{busy}
+	if c := p.pick(now, false); c != nil {
+		t.Error("a connection was taken that has too many in flight")
+	}
+}
+
 func TestAPoolFullOfDeadConnectionsCostsTwoDelays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := steady(time.Millisecond), steady(time.Millisecond)
