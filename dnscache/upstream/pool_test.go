@@ -314,6 +314,23 @@ func TestQuestionsTakeTheFirstConnectionThatIsFree(t *testing.T) {
 	})
 }
 
+func TestALateReplyFreesItsConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t, steady(500*time.Millisecond))
+		p := n.pool()
+		defer n.end(p)
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		if r, err := p.Exchange(ctx, query(t, "late.example"), nil); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%x, %v", r, err)
+		}
+		time.Sleep(500 * time.Millisecond)
+		if asks(t, p, "www.example"); n.dialled() != 1 {
+			t.Error(n)
+		}
+	})
+}
+
 func TestASYNThatIsLostHoldsUpNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNetwork(t, steady(time.Millisecond), &endpoint{hole: true})
