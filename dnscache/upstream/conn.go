@@ -24,6 +24,8 @@ type call struct {
 	again bool // a try beside another one, or after it
 	lost  int  // how many connections it has lost
 	ended bool // answered, or given up
+
+	overtaken bool // a later query on its connection was answered before it
 }
 
 type answer struct {

@@ -24,9 +24,10 @@
 // To see it, it takes a connection whose reply is late already, and sends a
 // copy of another question behind the one that waits: a copy, since the
 // question itself goes its usual way, on a connection of its own. If
-// the copy is answered first, the server replies out of order. If it is not,
-// nobody waited for it, and the price was one query more for the server. There is
-// at most one copy in copyEvery, and only where a reply was late. What was
+// the copy is answered first, and then the other one, the server replies out of
+// order: one that had dropped a query would have answered the next one, too. If it
+// does not, nobody waited for the copy, and the price was one query more for the
+// server. There is at most one copy in copyEvery, and only where a reply was late. What was
 // seen holds for outOfOrderFor and is seen again while it is made use of; a
 // server that was replaced by one that answers in turn is used as such when
 // that has run out, and until then a reply that holds up others costs them a hedged

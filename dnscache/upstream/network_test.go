@@ -28,7 +28,7 @@ type network struct {
 
 // An endpoint answers each question after a while.
 type endpoint struct {
-	after  func(q []byte) time.Duration // of the server
+	after  func(q []byte) time.Duration // of the server; negative: it drops q
 	rtt    time.Duration                // of a connection that is made
 	stall  func() time.Duration         // of the network, now and then; may be nil
 	hole   bool                         // packets to it are lost without a word
@@ -143,7 +143,8 @@ func (n *network) serve(e *endpoint, c net.Conn) {
 					return
 				}
 			}
-			if !pause(ctx, e.after(q)) {
+			takes := e.after(q)
+			if takes < 0 || !pause(ctx, takes) {
 				return
 			}
 			if e.stall != nil && !pause(ctx, e.stall()) {

@@ -112,7 +112,7 @@ type Pool struct {
 	evicted  time.Time // when connections were last looked through for room
 	closed   bool
 
-	outOfOrder time.Time // when a reply last overtook another one
+	outOfOrder time.Time // when a reply last came that others had overtaken
 	nextCopy   time.Time
 	copyPause  time.Duration
 }
@@ -325,8 +325,11 @@ func (p *Pool) got(c *conn, reply []byte) bool {
 	c.pending = slices.Delete(c.pending, i, i+1)
 	c.replies++
 	c.lastUsed, p.lastUsed = now, now
-	if i > 0 {
+	if q.overtaken {
 		p.outOfOrder, p.copyPause = now, copyEvery
+	}
+	for _, older := range c.pending[:i] {
+		older.overtaken = true // if it is answered at all
 	}
 	if p.Keepalive {
 		if idle, ok := keepalive(reply); ok {

@@ -435,6 +435,33 @@ func TestOnlyAServerThatRepliesOutOfOrderIsAskedSeveralAtOnce(t *testing.T) {
 	}
 }
 
+// It answers what comes behind a query that it has dropped, in turn.
+func TestAServerThatDropsQueriesIsNotTakenForAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := steady(time.Millisecond)
+		e.after = func(q []byte) time.Duration {
+			if isName(q, "lost.example") {
+				return -1
+			}
+			return time.Millisecond
+		}
+		n := newNetwork(t, e)
+		p := n.pool()
+		defer n.end(p)
+		for range 10 {
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			go func() { _, _ = p.Exchange(ctx, query(t, "lost.example"), nil) }()
+			time.Sleep(50 * time.Millisecond)
+			asks(t, p, "www.example")
+			time.Sleep(time.Minute)
+			cancel()
+		}
+		if e.most != 2 || p.pipelines(time.Now()) {
+			t.Errorf("pipelines: %v", n)
+		}
+	})
+}
+
 func TestCopiesAreSeldom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := steady(time.Millisecond)
