@@ -87,11 +87,11 @@ func (g *Group) Answered() time.Time {
 	return time.Time{}
 }
 
-// Exchange asks for key (wire.AppendKey) and returns the reply, in memory that
-// is the caller's. Servers that failed lately are asked last, never not at
-// all. A server that answers with a failure is believed only if no other one
-// knows better. Exchange ends with ctx; key must not be changed even then. While the group is dead it fails at once
-// with [ErrDead], but for one question every probeEvery.
+// Exchange asks for key (wire.AppendKey), which must not be changed any more, and
+// returns the reply, in memory that is the caller's. Servers that failed lately are
+// asked last, never not at all. A server that answers with a failure is believed
+// only if no other one knows better. Exchange ends with ctx. While the group is
+// dead it fails at once with [ErrDead], but for one question every probeEvery.
 func (g *Group) Exchange(ctx context.Context, key []byte) ([]byte, error) {
 	if len(g.Servers) == 0 {
 		return nil, ErrNoServer
