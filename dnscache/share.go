@@ -83,13 +83,13 @@ func (s *shares) tick(now time.Duration, behind bool) {
 	}
 	limit := s.limit.Load()
 	switch {
-	case s.behind && limit == 0:
-		for i := range s.counts {
-			limit = max(limit, s.counts[i].Load())
-		}
-		s.set(max(limit/2, leastShare), now)
 	case s.behind:
-		s.set(max(limit/2, leastShare), now)
+		if limit == 0 { // what the busiest has asked
+			for i := range s.counts {
+				limit = max(limit, s.counts[i].Load())
+			}
+		}
+		s.set(max(limit/4, leastShare), now)
 	case limit == 0:
 	case now-time.Duration(s.met.Load()) >= forgetAfter:
 		s.set(0, now)
