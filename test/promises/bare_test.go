@@ -47,8 +47,8 @@ var bareNodes atomic.Int64
 // newBareNode makes one, with this configuration of serve behind what all have.
 func newBareNode(t *testing.T, config string) *bareNode {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Fatal("making namespaces needs root")
+	if os.Getenv(node.Layers) == "" {
+		t.Skip(node.Layers + " is not set; make promises does that")
 	}
 	b := &bareNode{name: fmt.Sprintf("nld-bare-%d-%d", os.Getpid(), bareNodes.Add(1)), dir: t.TempDir()}
 	t.Cleanup(func() {
