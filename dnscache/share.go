@@ -32,8 +32,8 @@ const (
 	// burstShares is how many windows' share a client may ask at once.
 	burstShares = 16
 	// growEvery is how often the limit is raised while there is no line, by a
-	// sixteenth; forgetAfter how long nobody must have met it for it to go.
-	growEvery   = 100 * time.Millisecond
+	// sixteenth: each time it is too high again queries wait for some 50 ms. forgetAfter is how long nobody must have met it for it to go.
+	growEvery   = 500 * time.Millisecond
 	forgetAfter = time.Second
 )
 
