@@ -8,8 +8,8 @@ import (
 
 // DropInName is the file in the directory of a unit's drop-ins that is ours. Those
 // of an administrator are read after it, as a rule: systemctl edit writes
-// override.conf.
-const DropInName = "50-configuration.conf"
+// override.conf, and systemctl set-property 50-MemoryMax.conf.
+const DropInName = "05-nodelocaldns.conf"
 
 // A fitted is what of a unit depends on the configuration.
 type fitted struct {
@@ -24,6 +24,7 @@ var (
 	fitting = []fitted{
 		{"Unit", []string{"Before=", "After="}, "", true},
 		listens,
+		{"Service", []string{stamped}, "", false}, // so that it is started again
 		{"Service", []string{"ExecStart="}, "ExecStart=", false},
 		{"Service", []string{"BindReadOnlyPaths="}, "", true},
 		{"Service", []string{"Environment=GOMEMLIMIT="}, "", false},

@@ -35,7 +35,11 @@ func TestADropInSaysWhatTheConfigurationDoesAndTheUnitDoesNot(t *testing.T) {
 		want string
 	}{
 		{"nothing by default", Settings{}, Socket, "", ""},
-		{"nor what is the default", Settings{Listen: addresses("169.254.20.10:53"), CacheBytes: 32 << 20, Kubelet: "kubelet.service", Stamp: "0123abcd"}, Resolver, "", ""},
+		{"nor what is the default", Settings{Listen: addresses("169.254.20.10:53"), CacheBytes: 32 << 20, Kubelet: "kubelet.service"}, Resolver, "", ""},
+		{"another configuration, which is read at the start alone", Settings{Stamp: "0123abcd"}, Guard, "", header + `
+[Service]
+# Started for the configuration 0123abcd.
+`},
 		{"other addresses, and nothing of the units'", others, Socket, "", header + `
 [Socket]
 ListenStream=
@@ -49,6 +53,7 @@ ListenStream=/run/nodelocaldns/control.sock
 `},
 		{"more memory, and another configuration", others, Resolver, "", header + `
 [Service]
+# Started for the configuration 0123abcd.
 ExecStart=
 ExecStart=/usr/bin/nodelocaldns --config /etc/dns.yaml serve
 Environment=GOMEMLIMIT=640MiB

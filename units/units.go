@@ -135,13 +135,16 @@ func Render(s Settings) ([]File, error) {
 	return out, nil
 }
 
+// stamped begins the line with a Stamp.
+const stamped = "# Started for the configuration "
+
 // render replaces the lines of a file that s says something of.
 func (s Settings) render(name string, text []byte) []byte {
 	var out bytes.Buffer
 	cache := name == Resolver && s.CacheBytes != 0
 	for line := range strings.Lines(string(text)) {
 		if s.Stamp != "" && (strings.HasPrefix(line, "ExecStart="+Program+" guard") || strings.HasPrefix(line, "ExecStart="+Program+" serve")) {
-			out.WriteString("# Started for the configuration " + s.Stamp + ".\n")
+			out.WriteString(stamped + s.Stamp + ".\n")
 		}
 		switch {
 		case strings.HasSuffix(line, "="+address+"\n") && s.Listen != nil:

@@ -63,9 +63,9 @@ func (n *node) run(t testing.TB, names ...string) {
 func TestStepUnitWithDropIns(t *testing.T) {
 	// What they say is in what check finds, below.
 	const dropIns = `drwxr-xr-x /etc/systemd/system/nodelocaldns.service.d
--rw-r--r-- /etc/systemd/system/nodelocaldns.service.d/50-configuration.conf 90 bytes 79b33d233cd81001
+-rw-r--r-- /etc/systemd/system/nodelocaldns.service.d/05-nodelocaldns.conf 90 bytes 79b33d233cd81001
 drwxr-xr-x /etc/systemd/system/nodelocaldns.socket.d
--rw-r--r-- /etc/systemd/system/nodelocaldns.socket.d/50-configuration.conf 106 bytes 3428b99347b4c2bf
+-rw-r--r-- /etc/systemd/system/nodelocaldns.socket.d/05-nodelocaldns.conf 106 bytes 3428b99347b4c2bf
 `
 	for _, tt := range []struct {
 		name  string
@@ -116,27 +116,27 @@ func TestDropInsFollowTheConfiguration(t *testing.T) {
 	before := state(begin())
 	changes := []struct{ listen, memory, want string }{
 		{"b", "1", "pending: nodelocaldns.socket: not as the configuration has it; the sockets are made anew, for other addresses: for up to a tenth of a second queries may be lost\n" +
-			"+ nodelocaldns.socket.d/50-configuration.conf: # For what the configuration says; nodelocaldns apply keeps it so.\n" +
-			"+ nodelocaldns.socket.d/50-configuration.conf: [Socket]\n" +
-			"+ nodelocaldns.socket.d/50-configuration.conf: ListenStream=\n" +
-			"+ nodelocaldns.socket.d/50-configuration.conf: ListenStream=b\n" +
+			"+ nodelocaldns.socket.d/05-nodelocaldns.conf: # For what the configuration says; nodelocaldns apply keeps it so.\n" +
+			"+ nodelocaldns.socket.d/05-nodelocaldns.conf: [Socket]\n" +
+			"+ nodelocaldns.socket.d/05-nodelocaldns.conf: ListenStream=\n" +
+			"+ nodelocaldns.socket.d/05-nodelocaldns.conf: ListenStream=b\n" +
 			"+ nodelocaldns.service restarted\n" +
 			"+ nodelocaldns.socket restarted"},
 		{"b", "2", "pending: nodelocaldns.service: not as the configuration has it\n" +
-			"+ nodelocaldns.service.d/50-configuration.conf: # For what the configuration says; nodelocaldns apply keeps it so.\n" +
-			"+ nodelocaldns.service.d/50-configuration.conf: [Service]\n" +
-			"+ nodelocaldns.service.d/50-configuration.conf: MemoryMax=2\n" +
+			"+ nodelocaldns.service.d/05-nodelocaldns.conf: # For what the configuration says; nodelocaldns apply keeps it so.\n" +
+			"+ nodelocaldns.service.d/05-nodelocaldns.conf: [Service]\n" +
+			"+ nodelocaldns.service.d/05-nodelocaldns.conf: MemoryMax=2\n" +
 			"+ nodelocaldns.service restarted"},
 		{"c", "3", "pending: nodelocaldns.socket, nodelocaldns.service: not as the configuration has it; the sockets are made anew, for other addresses: for up to a tenth of a second queries may be lost\n" +
-			"- nodelocaldns.socket.d/50-configuration.conf: ListenStream=b\n" +
-			"+ nodelocaldns.socket.d/50-configuration.conf: ListenStream=c\n" +
-			"- nodelocaldns.service.d/50-configuration.conf: MemoryMax=2\n" +
-			"+ nodelocaldns.service.d/50-configuration.conf: MemoryMax=3\n" +
+			"- nodelocaldns.socket.d/05-nodelocaldns.conf: ListenStream=b\n" +
+			"+ nodelocaldns.socket.d/05-nodelocaldns.conf: ListenStream=c\n" +
+			"- nodelocaldns.service.d/05-nodelocaldns.conf: MemoryMax=2\n" +
+			"+ nodelocaldns.service.d/05-nodelocaldns.conf: MemoryMax=3\n" +
 			"+ nodelocaldns.service restarted\n" +
 			"+ nodelocaldns.socket restarted"},
 		{"a", "1", "pending: nodelocaldns.socket, nodelocaldns.service: not as the configuration has it; the sockets are made anew, for other addresses: for up to a tenth of a second queries may be lost\n" +
-			"- /etc/systemd/system/nodelocaldns.socket.d/50-configuration.conf\n" +
-			"- /etc/systemd/system/nodelocaldns.service.d/50-configuration.conf\n" +
+			"- /etc/systemd/system/nodelocaldns.socket.d/05-nodelocaldns.conf\n" +
+			"- /etc/systemd/system/nodelocaldns.service.d/05-nodelocaldns.conf\n" +
 			"+ nodelocaldns.service restarted\n" +
 			"+ nodelocaldns.socket restarted"},
 	}
@@ -221,12 +221,12 @@ func TestFindingsAboutDropIns(t *testing.T) {
 			func(*testing.T, *node) {}, "satisfied: of a package in /usr/lib/systemd/system; guard, socket and resolver run"},
 		{"a drop-in was deleted", ofPackage(), func(t *testing.T, n *node) { n.remove(t, resolverDropIn) },
 			"pending: nodelocaldns.service: not as the configuration has it\n" +
-				"+ nodelocaldns.service.d/50-configuration.conf: # For what the configuration says; nodelocaldns apply keeps it so.\n" +
-				"+ nodelocaldns.service.d/50-configuration.conf: [Service]\n" +
-				"+ nodelocaldns.service.d/50-configuration.conf: MemoryMax=2\n" +
+				"+ nodelocaldns.service.d/05-nodelocaldns.conf: # For what the configuration says; nodelocaldns apply keeps it so.\n" +
+				"+ nodelocaldns.service.d/05-nodelocaldns.conf: [Service]\n" +
+				"+ nodelocaldns.service.d/05-nodelocaldns.conf: MemoryMax=2\n" +
 				"+ nodelocaldns.service restarted"},
 		{"somebody has edited one", ofPackage(), func(t *testing.T, n *node) { n.put(t, resolverDropIn, "# mine") },
-			"blocked: /etc/systemd/system/nodelocaldns.service.d/50-configuration.conf changed since we wrote it\n" +
+			"blocked: /etc/systemd/system/nodelocaldns.service.d/05-nodelocaldns.conf changed since we wrote it\n" +
 				"put the edit into a drop-in of another name (systemctl edit nodelocaldns.service) and delete the file; nodelocaldns rollback --keep=unit/nodelocaldns leaves it as it is"},
 		{"somebody has one of that name", ofPackage(socketDropIn, "# mine", resolverDropIn, "-> /dev/null"), func(*testing.T, *node) {},
 			"satisfied: of a package in /usr/lib/systemd/system; guard, socket and resolver run"},

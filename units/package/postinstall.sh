@@ -22,7 +22,10 @@ warn() { echo "nodelocaldns: $*" >&2; }
 	nodelocaldns-kubelet.service nodelocaldns-resume.service || true
 
 [ -d /run/systemd/system ] || exit 0 # an image is being made
-systemctl daemon-reload
+systemctl daemon-reload || true # it has said why; what runs goes on
+
+# Sockets of a version that did not make the resolver's root are made again with it.
+[ -d /run/nodelocaldns-root ] || systemctl try-restart nodelocaldns.socket || true
 
 # The programs that run go on as they are, rather than end for good.
 if ! nodelocaldns config check; then

@@ -9,7 +9,7 @@ remove | purge | 0) ;;
 esac
 
 if [ -d /run/systemd/system ]; then
-	systemctl daemon-reload
+	systemctl daemon-reload || true
 	# Of units that are gone nobody wants to know that they failed once.
 	systemctl reset-failed 'nodelocaldns*' || true
 fi

@@ -99,8 +99,8 @@ func TestAPackagesUnitsAreFittedToTheConfiguration(t *testing.T) {
 
 	contains(t, "plan", m.sh(t, 3, "nodelocaldns plan"),
 		"the sockets are made anew, for other addresses",
-		"nodelocaldns.socket.d/50-configuration.conf: ListenDatagram=["+six+"]:53",
-		"nodelocaldns.service.d/50-configuration.conf: MemoryMax=896M")
+		"nodelocaldns.socket.d/05-nodelocaldns.conf: ListenDatagram=["+six+"]:53",
+		"nodelocaldns.service.d/05-nodelocaldns.conf: MemoryMax=896M")
 	m.sh(t, 0, "nodelocaldns apply")
 	must(t, m.Ready(t.Context()))
 	large := fitted("640MiB", 896<<20, six)
@@ -123,6 +123,8 @@ func TestAPackagesUnitsAreFittedToTheConfiguration(t *testing.T) {
 	if got, want := m.fitted(t), strings.ReplaceAll(large, six, otherSix); got != want {
 		t.Errorf("after another apply systemd has\n%s\nwant\n%s", got, want)
 	}
+
+	m.eventually(t, "ip -o address show dev nodelocaldns0 | grep -q "+otherSix) // guard goes by it too
 
 	must(t, m.cluster.DeletePod(t.Context(), pod))
 	m.sh(t, 0, "nodelocaldns rollback")
