@@ -43,6 +43,7 @@ type waiter struct {
 	query wire.Query // its own copy
 	peer  peer
 	since time.Duration
+	after bool // upstream has answered somebody since the question was begun
 }
 
 // A flight is one question to upstream and everybody who waits for it.
@@ -103,7 +104,7 @@ func (s *Server) join(key []byte, q *wire.Query, p peer) {
 	}
 	if fl != nil && len(fl.waiters) < maxWaiters {
 		f.joined++
-		fl.waiters = append(fl.waiters, waiter{q.Clone(), p, now})
+		fl.waiters = append(fl.waiters, waiter{q.Clone(), p, now, s.answeredSince(rt, fl.began)})
 		fl.unasked = 0
 		if fl.held && fl.client != p.client() {
 			f.release(fl) // more than one wait for it now: it makes room for nobody
@@ -140,7 +141,7 @@ func (s *Server) join(key []byte, q *wire.Query, p peer) {
 		shed = f.drop(victim)
 	}
 	fl = s.begin(st, rt, key, e, now)
-	fl.waiters = []waiter{{q.Clone(), p, now}}
+	fl.waiters = []waiter{{q.Clone(), p, now, false}}
 	fl.client, fl.held = p.client(), true
 	f.holders.add(fl)
 	f.mu.Unlock()
@@ -362,15 +363,16 @@ func (s *Server) inPlace(fl *flight, e *cache.Entry, how landing, now time.Durat
 // when their time is over. flights.mu is held.
 func (s *Server) askAgain(fl *flight, e *cache.Entry, now time.Duration) {
 	f := &s.flights
-	after := slices.IndexFunc(fl.waiters, func(w waiter) bool {
-		return s.answeredSince(fl.route, fl.began) && !s.answeredSince(fl.route, w.since)
-	})
+	after := slices.IndexFunc(fl.waiters, func(w waiter) bool { return w.after })
 	if after < 0 || f.closed || f.n-f.refreshing >= maxFlights || !s.current(fl) {
 		return
 	}
 	st := s.state.Load()
 	next := s.begin(st, fl.route, fl.key, e, now)
 	next.waiters = slices.Clone(fl.waiters[after:])
+	for i := range next.waiters {
+		next.waiters[i].after = false
+	}
 	next.wait = next.waiters[0].since + st.stale(fl.route).ClientTimeout - now
 	fl.waiters = fl.waiters[:after]
 	go s.fly(next)
