@@ -65,8 +65,8 @@ type flight struct {
 	why     int
 	unasked uint8 // of the entry that comes of it, unless somebody asks meanwhile
 
-	client       netip.Addr // for whom it was begun,
-	held         bool       // and who has it: see holders
+	client       netip.Addr // whose it is, see holders,
+	held         bool       // if it is anybody's
 	older, newer *flight
 }
 
@@ -106,15 +106,16 @@ func (s *Server) join(key []byte, q *wire.Query, p peer) {
 		f.joined++
 		fl.waiters = append(fl.waiters, waiter{q.Clone(), p, now, s.answeredSince(rt, fl.began)})
 		fl.unasked = 0
-		if fl.held && fl.client != p.client() {
-			f.release(fl) // more than one wait for it now: it makes room for nobody
+		if fl.held && fl.client != p.client() && fl.client != several {
+			f.release(fl)
+			f.hold(fl, several)
 		}
 		f.mu.Unlock()
 		return
 	} else if fl != nil || f.closed {
 		f.shed++
 		f.mu.Unlock()
-		p.deliver(q, told{Entry: cache.NewFailure(key, wire.ServFail, wire.EDENotReady, rt.zone, now)}, now)
+		p.deliver(q, s.refusal(key, rt, now), now)
 		return
 	}
 	// The flight that this query just missed may have landed since the cache
@@ -130,26 +131,35 @@ func (s *Server) join(key []byte, q *wire.Query, p peer) {
 		return
 	}
 	var shed []waiter
+	var victim *flight
 	if f.n-f.refreshing >= maxFlights {
-		victim := f.holders.victim(p.client(), maxFlights)
-		if victim == nil {
-			f.shed++
-			f.mu.Unlock()
-			p.deliver(q, told{Entry: cache.NewFailure(key, wire.ServFail, wire.EDENotReady, rt.zone, now)}, now)
-			return
-		}
+		victim = f.holders.victim(p.client(), f.n-f.refreshing)
 		shed = f.drop(victim)
 	}
 	fl = s.begin(st, rt, key, e, now)
 	fl.waiters = []waiter{{q.Clone(), p, now, false}}
-	fl.client, fl.held = p.client(), true
-	f.holders.add(fl)
+	f.hold(fl, p.client())
 	f.mu.Unlock()
 	go s.fly(fl)
 	for i := range shed {
 		w := &shed[i]
-		w.peer.deliver(&w.query, told{Entry: cache.NewFailure(key, wire.ServFail, wire.EDENotReady, rt.zone, now)}, now)
+		w.peer.deliver(&w.query, s.refusal(victim.key, victim.route, now), now)
 	}
+}
+
+// refusal is what those are told whose question there is no room for: what has
+// expired, if there is something, else SERVFAIL.
+func (s *Server) refusal(key []byte, rt *route, now time.Duration) told {
+	if rules, e := s.state.Load().stale(rt), s.cache.Get(key); rules.mayServe(e, now) {
+		return rules.stale(e)
+	}
+	return told{Entry: cache.NewFailure(key, wire.ServFail, wire.EDENotReady, rt.zone, now)}
+}
+
+// hold gives a flight to a holder. mu is held.
+func (f *flights) hold(fl *flight, client netip.Addr) {
+	fl.client, fl.held = client, true
+	f.holders.add(fl)
 }
 
 // release takes a flight from its holder. mu is held.

@@ -121,6 +121,38 @@ func TestAFreshHitAllocatesNothing(t *testing.T) {
 	}
 }
 
+// Two who ask for the same names have no more than one who does.
+func TestFloodsOfTheSameNamesAreShed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		block := make(chan struct{})
+		s := offline(t, exchangerFunc(func(q *dns.Msg) *dns.Msg {
+			<-block
+			return new(dns.Msg).SetReply(q)
+		}))
+		join := func(from int, name string, got chan []byte) {
+			pkt := packet(t, name, "A")
+			var q question
+			s.answer(&s.streamC, &q, pkt, nil, 0, s.now())
+			s.join(q.key, &q.query, &client4test{c: &conversation{counters: &s.streamC}, query: pkt, got: got, from: address(from)})
+		}
+		floods, modest := make(chan []byte, 2*maxFlights), make(chan []byte, 50)
+		for i := range maxFlights {
+			for from := range 2 {
+				join(1+from, fmt.Sprintf("n%d.example.", i), floods)
+			}
+		}
+		for i := range 50 {
+			join(3+i, fmt.Sprintf("m%d.example.", i), modest)
+		}
+		synctest.Wait()
+		if len(modest) > 0 || len(floods) != 2*50 {
+			t.Errorf("of 50 who ask for one name %d were shed, and %d of the others, want 100", len(modest), len(floods))
+		}
+		close(block)
+		s.flights.running.Wait()
+	})
+}
+
 // Waiters for one question, and questions, are bounded. Those that there is no
 // room for hear so at once: who asks for more than its share loses the question
 // that it has waited longest for, and nobody loses one that others wait for, too.

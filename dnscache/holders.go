@@ -2,13 +2,17 @@ package dnscache
 
 import "net/netip"
 
-// holders are the clients for whom flights were begun, and those flights. Where all
+// holders are the clients for whom flights were begun, and those flights; what more
+// than one of them waits for is of several, who count as one more. Where all
 // flights are taken a client that has less than its even share gets one of another
 // client that has the most, and else one of its own: the oldest, whose client has
 // waited longest and is told SERVFAIL, so that it asks its next nameserver.
 //
 // It is guarded by flights.mu.
 type holders map[netip.Addr]*holder
+
+// several has the flights that more than one client waits for.
+var several netip.Addr
 
 // A holder is a client's flights, in the order in which they were begun.
 type holder struct {
@@ -51,8 +55,8 @@ func (h holders) remove(fl *flight) {
 	}
 }
 
-// victim is the flight that makes room for one of a client, of so many that there
-// may be.
+// victim is the flight that makes room for one of a client, where there are so many;
+// nil where there is none.
 func (h holders) victim(client netip.Addr, of int) *flight {
 	if own := h[client]; own != nil && own.n*len(h) >= of {
 		return own.oldest

@@ -72,8 +72,8 @@ func (s *shares) slot(client netip.Addr) int {
 	return int(maphash.Comparable(s.seed, client) % uint64(len(s.counts)))
 }
 
-// tick is called by each reader at the end of each of its windows, with whether
-// its line stands.
+// tick is called by each reader of packets at the end of each of its windows, with
+// whether its line stands; and by those of streams, who have none, at any time.
 func (s *shares) tick(now time.Duration, behind bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -97,12 +97,13 @@ func (s *shares) tick(now time.Duration, behind bool) {
 		s.set(limit+max(limit/16, 1), now)
 	}
 	limit = s.limit.Load()
+	windows := uint32(min((now-s.end)/window+1, burstShares)) // without a tick for some
 	for i := range s.counts {
 		n := s.counts[i].Load() // admit alone changes it meanwhile, and adds
 		left := uint32(0)
 		if limit > 0 {
 			left = min(n, burstShares*limit)
-			left -= min(left, limit)
+			left -= min(left, windows*limit)
 		}
 		if n > left {
 			s.counts[i].Add(-(n - left))
@@ -132,8 +133,8 @@ func (l *line) look(s *shares, now time.Duration, bytes func() int) {
 	l.long, l.next = long, now+window
 }
 
-// refuse makes the reply to a query whose client has had its share: what has expired
-// if there is something, else SERVFAIL. limit is as in answer.
+// refuse makes the reply to a query whose client has had its share. limit is as in
+// answer.
 func (s *Server) refuse(c *counters, q *question, out []byte, limit int, now time.Duration) []byte {
 	if limit == 0 {
 		limit = q.query.Limit()
@@ -144,5 +145,5 @@ func (s *Server) refuse(c *counters, q *question, out []byte, limit int, now tim
 		return c.send(out, &q.query, rules.stale(e), now, limit)
 	}
 	c.replied(wire.ServFail)
-	return wire.AppendError(out, &q.query, wire.ServFail, wire.EDENotReady)
+	return wire.AppendError(out, &q.query, wire.ServFail, wire.EDENotReady) // as refusal, and nothing is allocated
 }

@@ -124,6 +124,46 @@ func TestABurstIsNoFlood(t *testing.T) {
 	}
 }
 
+// When the flood is over, and with it all queries over UDP.
+func TestALimitEndsWithoutPackets(t *testing.T) {
+	s := newShares()
+	now := time.Hour
+	for range 5 {
+		s.tick(now, true)
+		now += window
+	}
+	refused := 0
+	for range 200 { // over TCP, 90 a second
+		now += time.Second / 90
+		s.tick(now, false)
+		if !s.admit(address(1), now) {
+			refused++
+		}
+	}
+	if refused > 0 || s.limit.Load() != 0 {
+		t.Errorf("%d were refused, and the limit is %d", refused, s.limit.Load())
+	}
+	// Nobody has asked for a second, and then somebody for as much as he may at once.
+	for range 5 {
+		s.tick(now, true)
+		now += window
+	}
+	for range burstShares * leastShare {
+		s.admit(address(1), now)
+	}
+	if s.admit(address(1), now) {
+		t.Error("there is no limit")
+	}
+	now += time.Second
+	s.met.Store(int64(now)) // by somebody else
+	s.tick(now, false)
+	for range burstShares * leastShare {
+		if !s.admit(address(1), now) {
+			t.Fatal("refused a second later")
+		}
+	}
+}
+
 // apart has s count each client on its own.
 func apart(t *testing.T, s *shares, clients crowd, more ...netip.Addr) {
 	t.Helper()

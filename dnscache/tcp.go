@@ -136,6 +136,9 @@ func (c *client) query(s *Server, q *question, pkt []byte) bool {
 	out := append(c.out[:0], 0, 0)
 	now := s.now()
 	reply, outcome := s.answer(c.counters, q, pkt, out, wire.MaxMessage, now)
+	if s.shares.limit.Load() > 0 {
+		s.shares.tick(now, false) // packets may come no more
+	}
 	if outcome == deferred && !s.shares.admit(c.from, now) {
 		reply, outcome = s.refuse(c.counters, q, out, wire.MaxMessage, now), replied
 	}
