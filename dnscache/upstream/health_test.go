@@ -258,3 +258,41 @@ func TestASilentServerComesLastWhenAnotherOneAnswers(t *testing.T) {
 		}
 	})
 }
+
+// Where TCP does not get through, only the questions with a large reply fail.
+func TestAServerThatTruncatesItsRepliesIsNotDead(t *testing.T) {
+	for what, tcp := range map[string]*fake{
+		"refused": {after: time.Millisecond, err: errDown},
+		"silent":  {mute: true},
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				udp := &fake{after: 5 * time.Millisecond, tc: true}
+				g, _ := group(t, tcp)
+				udp.t, udp.log, udp.name = tcp.t, tcp.log, "u"
+				s := g.Servers[0]
+				s.UDP, s.UDPCounters = udp, &Counters{}
+				for i := range 4 {
+					if err := question(t, g, fmt.Sprintf("large%d.example", i)); err == nil {
+						t.Error("a reply came over TCP")
+					}
+					if g.Dead(time.Now()) {
+						t.Errorf("dead after %d large replies", i+1)
+					}
+					time.Sleep(100 * time.Millisecond)
+				}
+				synctest.Wait()
+				udp.tc = false
+				var wg sync.WaitGroup
+				for i := range 20 {
+					wg.Go(func() {
+						if err := question(t, g, fmt.Sprintf("n%d.example", i)); err != nil {
+							t.Error(err)
+						}
+					})
+				}
+				wg.Wait()
+			})
+		})
+	}
+}

@@ -77,6 +77,10 @@ func (s *Server) transports(ctx context.Context, now func() time.Time, query []b
 		if err != nil || wire.Flags(reply)&wire.FlagTC == 0 {
 			return reply, err
 		}
+		// A server that truncates its reply answers. Were this not noted, those of
+		// TCP alone would count, and where that does not get through a few large
+		// replies would make the server dead for all other questions, too.
+		s.answered.Store(now().UnixNano())
 	}
 	reply, err := s.timed(ctx, now, s.TCP, query, s.TCPCounters, nth, hedge)
 	if err == nil && wire.Flags(reply)&wire.FlagTC != 0 {
