@@ -100,8 +100,8 @@ func (b *batch) reply(i int, reply []byte) {
 }
 
 // send sends the replies. What the kernel does not take is lost: a client that
-// cannot be reached is none of our errors, and a send buffer is full only where
-// nothing leaves the node any more.
+// cannot be reached is none of our errors, and a send buffer is full only of
+// replies to many addresses that are not there.
 func (b *batch) send(fd uintptr) {
 	for sent := 0; sent < b.n; {
 		n, _, errno := syscall.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&b.out[sent])), uintptr(b.n-sent), unix.MSG_DONTWAIT, 0, 0)

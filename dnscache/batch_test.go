@@ -8,6 +8,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"nodelocaldns/test/netns"
 )
 
 // Packets of both families come and go, more than one call takes, with those that
@@ -75,7 +77,14 @@ func TestASenderIsKnown(t *testing.T) {
 			}
 		})
 		if want := c.LocalAddr().(*net.UDPAddr).AddrPort(); !slices.Equal(senders, []netip.AddrPort{want}) {
-			t.Errorf("%s: senders are %v, want %v", at, senders, want)
+			t.Fatalf("%s: senders are %v, want %v", at, senders, want)
+		}
+		// And is written to.
+		r.write([]byte("later"), senders[0])
+		_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		buf := make([]byte, 512)
+		if n, err := c.Read(buf); err != nil || string(buf[:n]) != "later" {
+			t.Errorf("%s: %q, %v", at, buf[:n], err)
 		}
 	}
 }
@@ -137,4 +146,29 @@ func (r *testReader) at(t *testing.T) (more bool) {
 	}
 	_ = raw.Control(func(fd uintptr) { more = r.read(fd) })
 	return more
+}
+
+// Replies to addresses where nobody is lie in the kernel for seconds.
+func TestRepliesToNobodyKeepNobodyWaiting(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	netns.Run(t, "ip", "link", "add", "rv0", "type", "veth", "peer", "name", "rv1")
+	netns.Run(t, "ip", "addr", "add", "10.99.0.1/24", "dev", "rv0")
+	netns.Run(t, "ip", "link", "set", "rv0", "up")
+	netns.Run(t, "ip", "link", "set", "rv1", "up")
+	_, r, to := newReader(t, "10.99.0.1:0")
+	r.growBuffer()
+	c := dial(t, "udp", to)
+	reply := make([]byte, 200)
+	for range 1000 {
+		r.write(reply, netip.MustParseAddrPort("10.99.0.2:5000"))
+		r.write(reply, netip.MustParseAddrPort("10.99.0.3:5000"))
+	}
+	r.write([]byte("here"), c.LocalAddr().(*net.UDPAddr).AddrPort())
+	_ = c.SetReadDeadline(time.Now().Add(2 * time.Second))
+	buf := make([]byte, 512)
+	if n, err := c.Read(buf); err != nil || string(buf[:n]) != "here" {
+		t.Errorf("one that is there has got %q, %v", buf[:n], err)
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,6 +25,10 @@ const (
 	// lookups at once, A and AAAA each, lose packets there, and each lost
 	// packet is somebody's five seconds.
 	receiveBuffer = 8 << 20
+	// sendBuffer has room for replies to addresses that are not there: the kernel
+	// keeps up to 208 KiB for each until it has given up looking for it, three
+	// seconds, and one such address would fill the default of the same size.
+	sendBuffer = 8 << 20
 	// readErrorPause keeps a socket that fails at every read from using a CPU.
 	readErrorPause = 10 * time.Millisecond
 )
@@ -131,7 +136,27 @@ func (c packetPeer) client() netip.Addr { return c.addr.Addr().Unmap() }
 func (c packetPeer) deliver(q *wire.Query, t told, now time.Duration) {
 	buf := buffers.Get().(*[wire.MaxUDP]byte)
 	defer buffers.Put(buf)
-	_, _ = c.socket.conn.WriteToUDPAddrPort(c.socket.send(buf[:0], q, t, now, q.Limit()), c.addr)
+	c.socket.write(c.socket.send(buf[:0], q, t, now, q.Limit()), c.addr)
+}
+
+// write sends a datagram, or not: it does not wait until there is room for it, see
+// batch.send.
+func (p *packetSocket) write(b []byte, to netip.AddrPort) {
+	raw, err := p.conn.SyscallConn()
+	if err != nil {
+		return
+	}
+	addr := sockaddr(to)
+	_ = raw.Control(func(fd uintptr) { _ = unix.Sendto(int(fd), b, unix.MSG_DONTWAIT, addr) })
+}
+
+// sockaddr is an address as batch.sender tells it.
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+	}
+	zone, _ := strconv.ParseUint(a.Addr().Zone(), 10, 32)
+	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: uint32(zone)}
 }
 
 // buffers are for replies to those who waited.
@@ -148,6 +173,10 @@ func (p *packetSocket) growBuffer() (size int) {
 		room := func() int { // the kernel counts each byte twice (socket(7))
 			n, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF)
 			return n / 2
+		}
+		if n, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF); n/2 < sendBuffer &&
+			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer) != nil {
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer)
 		}
 		// It may be large already, by systemd's ReceiveBuffer=.
 		if room() < receiveBuffer && unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
