@@ -54,8 +54,9 @@ type Group struct {
 
 	turn     atomic.Uint32 // of RoundRobin
 	budget   budget
-	answered atomic.Pointer[time.Time] // with a usable reply, when last
-	probed   atomic.Int64              // while dead, when last, in unix nanoseconds
+	epoch    epoch        // of the times below
+	answered atomic.Int64 // with a usable reply, when last
+	probed   atomic.Int64 // while dead, when last
 }
 
 // Dead reports whether every server is dead: nobody has been answered lately
@@ -66,13 +67,15 @@ func (g *Group) Dead(now time.Time) bool {
 	return dead
 }
 
-func (g *Group) dead(now time.Time) (dead bool, last int64) {
+func (g *Group) dead(now time.Time) (dead bool, last time.Time) {
 	for _, s := range g.Servers {
 		d, at := s.dead(now)
 		if !d {
-			return false, 0
+			return false, time.Time{}
 		}
-		last = max(last, at)
+		if at.After(last) {
+			last = at
+		}
 	}
 	return len(g.Servers) > 0, last
 }
@@ -80,12 +83,10 @@ func (g *Group) dead(now time.Time) (dead bool, last int64) {
 // Answered is when a server of the group last gave a usable reply, NOERROR or
 // NXDOMAIN, to anybody; zero for never. It is a time of Now, which may be compared with
 // others whatever becomes of the node's clock.
-func (g *Group) Answered() time.Time {
-	if at := g.answered.Load(); at != nil {
-		return *at
-	}
-	return time.Time{}
-}
+func (g *Group) Answered() time.Time { return g.epoch.time(g.answered.Load()) }
+
+// ok notes that a server gave a usable reply.
+func (g *Group) ok(now time.Time) { latest(&g.answered, g.epoch.since(now)) }
 
 // Exchange asks for key (wire.AppendKey), which must not be changed any more, and
 // returns the reply, in memory that is the caller's. Servers that failed lately are
@@ -110,9 +111,9 @@ func (g *Group) Exchange(ctx context.Context, key []byte) ([]byte, error) {
 
 // mayProbe reports whether a question may go to the dead group, about which
 // the last thing was learnt at last.
-func (g *Group) mayProbe(now time.Time, last int64) bool {
-	at, was := now.UnixNano(), g.probed.Load()
-	if at-max(last, was) > int64(probeAlone) {
+func (g *Group) mayProbe(now, last time.Time) bool {
+	at, was := g.epoch.since(now), g.probed.Load()
+	if at-max(g.epoch.since(last), was) > int64(probeAlone) {
 		g.probed.Store(at - int64(probeAlone)) // those that come now may go too
 		return true
 	}
@@ -266,7 +267,7 @@ func (r *race) ended(i int, s *Server, reply []byte, err error) (next int, more 
 	case err == nil:
 		s.ok(now)
 		if usable(reply) {
-			r.g.answered.Store(&now)
+			r.g.ok(now)
 		}
 	case r.over && r.reply != nil || r.ctx.Err() != nil:
 		// It did not do well if it was silent towards everybody for longer than

@@ -249,7 +249,7 @@ func TestFailuresAtOnceAreOneOutage(t *testing.T) {
 		}
 		wg.Wait()
 		if bad := g.Servers[0]; !bad.Down(time.Now()) || bad.Down(time.Now().Add(firstBackoff)) {
-			t.Errorf("down until %v, now is %v; want %v", time.Unix(0, bad.downUntil.Load()), time.Now(), firstBackoff)
+			t.Errorf("down until %v, now is %v; want %v", bad.epoch.time(bad.downUntil.Load()), time.Now(), firstBackoff)
 		}
 	})
 }

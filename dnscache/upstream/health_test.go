@@ -9,6 +9,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"nodelocaldns/dnscache/wire"
 )
@@ -294,5 +295,74 @@ func TestAServerThatTruncatesItsRepliesIsNotDead(t *testing.T) {
 				wg.Wait()
 			})
 		})
+	}
+}
+
+// fast is t on a wall clock that is a day fast. The monotonic clock is the same;
+// package time has no way to make such a time.
+func fast(t time.Time) time.Time {
+	const day = 24 * 60 * 60
+	*(*uint64)(unsafe.Pointer(&t)) += day << 30 // the seconds
+	return t
+}
+
+// NTP puts the clock of a node right after it has booted.
+func TestAClockThatStepsBackChangesNothing(t *testing.T) {
+	at := time.Now() // a bubble has no monotonic clock
+	if f := fast(at); f.Sub(at) != 0 || f.UnixNano()-at.UnixNano() != int64(24*time.Hour) {
+		t.Fatalf("%v does not step back to %v", f, at)
+	}
+	server := &fake{}
+	g, _ := group(t, server)
+	s := g.Servers[0]
+	before := func() time.Time { return fast(at) }
+	after := func() time.Time { return at }
+	outage := func(first, then func() time.Time) {
+		t.Helper()
+		server.err, g.Now = errDown, first
+		_ = question(t, g, "a.example")
+		at, g.Now = at.Add(deadAfter), then
+		_ = question(t, g, "b.example")
+		if !g.Dead(after()) || !s.Down(after()) {
+			t.Errorf("dead: %t, last: %t", g.Dead(after()), s.Down(after()))
+		}
+		if s.Down(after().Add(maxBackoff)) || g.Dead(after().Add(deadFor+1)) {
+			t.Errorf("last: %t, dead: %t, for longer than ever", s.Down(after().Add(maxBackoff)), g.Dead(after().Add(deadFor+1)))
+		}
+	}
+	back := func() {
+		t.Helper()
+		server.err, g.Now = nil, after
+		at = at.Add(probeEvery)
+		if err := question(t, g, "c.example"); err != nil || g.Dead(at) || g.Answered().Sub(at) != 0 {
+			t.Errorf("%v; dead: %t, answered %v ago", err, g.Dead(at), at.Sub(g.Answered()))
+		}
+		at = at.Add(time.Second)
+	}
+	for _, when := range []struct{ answered, failed, then func() time.Time }{
+		{after, before, before}, // at the end of an outage
+		{after, before, after},  // in it
+		{before, after, after},  // at its beginning
+	} {
+		g.Now = when.answered
+		if err := question(t, g, "a.example"); err != nil {
+			t.Error(err)
+		}
+		at = at.Add(time.Second)
+		outage(when.failed, when.then)
+		back()
+	}
+}
+
+func TestAnAnswerDoesNotMakeALaterOneUndone(t *testing.T) {
+	now := time.Now()
+	g, _ := group(t, &fake{})
+	s := g.Servers[0]
+	for _, at := range []time.Time{now, now.Add(-time.Microsecond)} {
+		s.ok(at)
+		g.ok(at)
+	}
+	if !g.Answered().Equal(now) || s.health.silentSince(now) {
+		t.Errorf("answered at %v, not %v", g.Answered(), now)
 	}
 }

@@ -80,7 +80,7 @@ func (s *Server) transports(ctx context.Context, now func() time.Time, query []b
 		// A server that truncates its reply answers. Were this not noted, those of
 		// TCP alone would count, and where that does not get through a few large
 		// replies would make the server dead for all other questions, too.
-		s.answered.Store(now().UnixNano())
+		s.replied(now())
 	}
 	reply, err := s.timed(ctx, now, s.TCP, query, s.TCPCounters, nth, hedge)
 	if err == nil && wire.Flags(reply)&wire.FlagTC != 0 {
@@ -135,9 +135,9 @@ func (s *Server) Dead(now time.Time) bool {
 }
 
 // dead says besides when there was the last evidence.
-func (s *Server) dead(now time.Time) (dead bool, last int64) {
+func (s *Server) dead(now time.Time) (dead bool, last time.Time) {
 	dead, first, last := s.health.dead(now)
-	return dead && !s.repliedSince(time.Unix(0, first)), last
+	return dead && !s.repliedSince(first), last
 }
 
 // repliedSince reports whether a reply has come over TCP since t, be it too late
