@@ -108,7 +108,8 @@ func (e *Entry) appendHeader(b []byte, now time.Duration) []byte {
 	if e.marks.Load()&markUsed != 0 {
 		flags |= snapshotUsed
 	}
-	b = binary.BigEndian.AppendUint64(b, uint64(int64(now)-e.stored))
+	// One that is younger was put in since now was read.
+	b = binary.BigEndian.AppendUint64(b, uint64(max(int64(now)-e.stored, 0)))
 	b = binary.BigEndian.AppendUint32(b, e.ttl)
 	b = binary.BigEndian.AppendUint32(b, uint32(len(e.data)))
 	for _, n := range [...]uint16{e.keyLen, e.bodyLen, e.counts[0], e.counts[1], e.counts[2], e.rotate.from, e.rotate.size, e.rotate.n} {

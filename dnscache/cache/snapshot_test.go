@@ -351,3 +351,17 @@ func BenchmarkSnapshot(b *testing.B) {
 		}
 	})
 }
+
+// The cache is used while a snapshot is taken: something may be younger than that.
+func TestASnapshotMayHoldWhatCameMeanwhile(t *testing.T) {
+	c := filled(t, 2*time.Second)
+	var b bytes.Buffer
+	n, err := c.Snapshot(&b, Origin{}, time.Second, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := New(allZones(Limit{100, 100}), plenty)
+	if got, err := next.Restore(&b, Origin{}, time.Second, 0); err != nil || got != n {
+		t.Errorf("restored are %d of %d, %v", got, n, err)
+	}
+}
