@@ -34,8 +34,8 @@ func TestWhatTheScriptsDo(t *testing.T) {
 		booted  = "/run/systemd/system/"
 	)
 	// What a node has that was used and rolled back.
-	state := []string{booted, "/etc/nodelocaldns/config.yaml", "/etc/nodelocaldns/mine", "/run/nodelocaldns/lock", "/run/nodelocaldns-resolver", "/var/lib/nodelocaldns/off"}
-	used := strings.Join(state[1:], "\n") + "\n"
+	state := []string{booted, "/run/nodelocaldns-root/", "/etc/nodelocaldns/config.yaml", "/etc/nodelocaldns/mine", "/run/nodelocaldns/lock", "/run/nodelocaldns-resolver", "/var/lib/nodelocaldns/off"}
+	used := strings.Join(state[2:], "\n") + "\n"
 
 	for _, tt := range []struct {
 		name  string
@@ -58,6 +58,11 @@ func TestWhatTheScriptsDo(t *testing.T) {
 			name:  "it is upgraded",
 			calls: []string{"postinstall configure 1.0", "postinstall 2", "postinstall 3"}, tree: state,
 			want: again + used,
+		},
+		{
+			name:  "it is upgraded, and the resolver's root is gone",
+			calls: []string{"postinstall configure 1.0", "postinstall 2"}, tree: state[:1],
+			want: strings.Replace(again, "nodelocaldns config", "systemctl try-restart nodelocaldns.socket\nnodelocaldns config", 1),
 		},
 		{
 			name:  "it is upgraded in an image",
