@@ -156,7 +156,8 @@ func (s *Server) refusal(key []byte, rt *route, now time.Duration) told {
 	return told{Entry: cache.NewFailure(key, wire.ServFail, wire.EDENotReady, rt.zone, now)}
 }
 
-// hold gives a flight to a holder. mu is held.
+// hold gives a flight to a holder. Each has one that was not begun for nobody, so
+// that there is always one that makes room. mu is held.
 func (f *flights) hold(fl *flight, client netip.Addr) {
 	fl.client, fl.held = client, true
 	f.holders.add(fl)
@@ -383,6 +384,7 @@ func (s *Server) askAgain(fl *flight, e *cache.Entry, now time.Duration) {
 	for i := range next.waiters {
 		next.waiters[i].after = false
 	}
+	f.hold(next, next.waiters[0].peer.client())
 	next.wait = next.waiters[0].since + st.stale(fl.route).ClientTimeout - now
 	fl.waiters = fl.waiters[:after]
 	go s.fly(next)

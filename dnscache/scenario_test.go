@@ -452,6 +452,16 @@ func (p *client4test) deliver(q *wire.Query, t told, now time.Duration) {
 
 // reply notes a reply, and checks what holds for all of them.
 func (c *conversation) reply(query, reply []byte, limit int) {
+	f := &c.s.flights
+	f.mu.Lock()
+	held := 0
+	for _, h := range f.holders {
+		held += h.n
+	}
+	if held != f.n-f.refreshing {
+		c.t.Errorf("%d flights are held of %d", held, f.n-f.refreshing)
+	}
+	f.mu.Unlock()
 	var q wire.Query
 	wire.ParseQuery(query, &q)
 	if limit == 0 {
