@@ -150,10 +150,19 @@ func (s *Server) join(key []byte, q *wire.Query, p peer) {
 // refusal is what those are told whose question there is no room for: what has
 // expired, if there is something, else SERVFAIL.
 func (s *Server) refusal(key []byte, rt *route, now time.Duration) told {
-	if rules, e := s.state.Load().stale(rt), s.cache.Get(key); rules.mayServe(e, now) {
-		return rules.stale(e)
+	if t, ok := s.expired(key, rt, now); ok {
+		return t
 	}
 	return told{Entry: cache.NewFailure(key, wire.ServFail, wire.EDENotReady, rt.zone, now)}
+}
+
+// expired is what the cache has of a key and may be served, be it expired.
+func (s *Server) expired(key []byte, rt *route, now time.Duration) (told, bool) {
+	rules, e := s.state.Load().stale(rt), s.cache.Get(key)
+	if !rules.mayServe(e, now) {
+		return told{}, false
+	}
+	return rules.stale(e), true
 }
 
 // hold gives a flight to a holder. Each has one that was not begun for nobody, so

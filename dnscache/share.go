@@ -139,10 +139,9 @@ func (s *Server) refuse(c *counters, q *question, out []byte, limit int, now tim
 	if limit == 0 {
 		limit = q.query.Limit()
 	}
-	st := s.state.Load()
 	name, _ := wire.SplitKey(q.key)
-	if rules, e := st.stale(st.routes.find(name)), s.cache.Get(q.key); rules.mayServe(e, now) {
-		return c.send(out, &q.query, rules.stale(e), now, limit)
+	if t, ok := s.expired(q.key, s.state.Load().routes.find(name), now); ok {
+		return c.send(out, &q.query, t, now, limit)
 	}
 	c.replied(wire.ServFail)
 	return wire.AppendError(out, &q.query, wire.ServFail, wire.EDENotReady) // as refusal, and nothing is allocated

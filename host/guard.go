@@ -159,8 +159,7 @@ func (g *Guard) Run(ctx context.Context) error {
 	if g.duties.Changed != nil {
 		changed = g.duties.Changed(ctx)
 	}
-	again := time.NewTimer(factsAgain)
-	defer again.Stop()
+	var again <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -175,8 +174,8 @@ func (g *Guard) Run(ctx context.Context) error {
 			_ = g.pass(ctx, func(noun string) bool { return noun == "sysctl" })
 		case <-changed:
 			g.keepFacts(ctx)
-			again.Reset(factsAgain)
-		case <-again.C:
+			again = time.After(factsAgain)
+		case <-again:
 			g.keepFacts(ctx)
 		case <-events:
 			_ = g.pass(ctx, func(noun string) bool { return noun == "link" })
