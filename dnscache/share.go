@@ -16,7 +16,8 @@ import (
 // gone: there is a limit, the same for every client, on how many may be asked
 // upstream for it. It is lowered until queries no longer pile up, so what there is
 // to share is shared evenly: who asks for less than the limit notices nothing, and
-// who asks for what is cached is never refused.
+// who asks for what is cached is never refused. When the line is gone the limit is a
+// quarter of what it was when there was none: so much was too much.
 //
 // That there is too much to do is told by what lies in the receive buffers: as
 // with CoDel (RFC 8289 3.2), not how much comes at once, but how much does not go
@@ -51,6 +52,7 @@ type shares struct {
 	end    time.Duration // of the window
 	grown  time.Duration // when the limit was last changed
 	behind bool          // a line stands
+	rest   uint32        // what the limit is to be when it is gone
 }
 
 func newShares() *shares { return &shares{seed: maphash.MakeSeed()} }
@@ -89,8 +91,14 @@ func (s *shares) tick(now time.Duration, behind bool) {
 				limit = max(limit, s.counts[i].Load())
 			}
 		}
+		if s.rest == 0 {
+			s.rest = max(limit/4, leastShare)
+		}
 		s.set(max(limit/4, leastShare), now)
 	case limit == 0:
+	case s.rest > 0:
+		s.set(max(limit, s.rest), now)
+		s.rest = 0
 	case now-time.Duration(s.met.Load()) >= forgetAfter:
 		s.set(0, now)
 	case now-s.grown >= growEvery:

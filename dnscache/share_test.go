@@ -124,6 +124,21 @@ func TestABurstIsNoFlood(t *testing.T) {
 	}
 }
 
+// A machine that stands still for a moment, as one whose CPUs others use, has a long
+// line afterwards, and nobody has asked for too much.
+func TestAMomentInWhichNothingIsReadIsSoonOver(t *testing.T) {
+	c := newCounter()
+	clients := crowd{address(1): 5000}
+	c.work(clients, time.Second)
+	for range 2000 {
+		c.queue = append(c.queue, address(1))
+	}
+	c.work(clients, 3*time.Second)
+	if n := c.refused[address(1)]; n > 3*5000/2 {
+		t.Errorf("%d of %d were refused afterwards", n, 3*5000+2000)
+	}
+}
+
 // When the flood is over, and with it all queries over UDP.
 func TestALimitEndsWithoutPackets(t *testing.T) {
 	s := newShares()
