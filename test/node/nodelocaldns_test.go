@@ -96,10 +96,10 @@ func started(t *testing.T, n *Node) string {
 	return output(t, n, "systemctl", "show", "kubelet", "--property=MainPID,ExecMainStartTimestampMonotonic,NRestarts")
 }
 
-// arguments are those of the running kubelet.
+// arguments are those of the running kubelet; there are none between two of them.
 func arguments(t *testing.T, n *Node) string {
 	t.Helper()
-	return output(t, n, "sh", "-c", `tr '\0' ' ' </proc/$(systemctl show kubelet --property=MainPID --value)/cmdline`)
+	return output(t, n, "sh", "-c", `cat /proc/"$(systemctl show kubelet --property=MainPID --value)"/cmdline 2>/dev/null | tr '\0' ' '`)
 }
 
 // asks fails the test unless a new pod has these nameservers and resolves.
