@@ -54,13 +54,15 @@ func (f files) readFile(name string) ([]byte, error) {
 	return f.tree.ReadFile(name)
 }
 
-// readDir returns the names in a directory, sorted.
+// readDir returns the names in a directory, sorted: none where it is not there. It
+// may have been when the caller looked for it: systemd removes the directories of
+// its generators and makes them anew at each daemon-reload.
 func (f files) readDir(name string) ([]string, error) {
 	list, err := f.tree.ReadDir(name)
-	dir, ok := f.dir(name)
-	if err != nil && (!ok || !errors.Is(err, fs.ErrNotExist)) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
+	dir, _ := f.dir(name)
 	var names []string
 	for _, e := range list {
 		names = append(names, e.Name())

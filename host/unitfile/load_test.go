@@ -257,6 +257,23 @@ func TestATreeThatIsMissingIsAnError(t *testing.T) {
 	}
 }
 
+func TestADirectoryThatIsGoneHasNothingInIt(t *testing.T) {
+	f := files{tree: fsys.Tree(tree{"/run/systemd/generator/kubelet.service": start, "/run/systemd/file": ""}.write(t))}
+	for name, want := range map[string][]string{
+		"/run/systemd/generator": {"kubelet.service"},
+		// Removed between the look for it and the reading.
+		"/run/systemd/generator.late":                   nil,
+		"/run/systemd/generator.late/kubelet.service.d": nil,
+	} {
+		if names, err := f.readDir(name); err != nil || !slices.Equal(names, want) {
+			t.Errorf("%s: %q, %v, want %q", name, names, err, want)
+		}
+	}
+	if names, err := f.readDir("/run/systemd/file"); err == nil {
+		t.Errorf("a file as a directory: %q", names)
+	}
+}
+
 func TestWithoutADropInWhatItHidIsSeenAgain(t *testing.T) {
 	root := tree{
 		usr + "kubelet.service": start, usr + "kubelet.service.d/99-x.conf": drop + "A=usr\n",
