@@ -45,6 +45,9 @@ func newBatch() *batch {
 		out.Base = &b.replies[i][0]
 		b.out[i].header.Iov = out
 		b.out[i].header.SetIovlen(1)
+		// Its memory is had now: where there is none left, no query has been read.
+		clear(b.queries[i][:])
+		clear(b.replies[i][:])
 	}
 	return b
 }

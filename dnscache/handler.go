@@ -41,6 +41,15 @@ type question struct {
 	room  [wire.MaxKey]byte
 }
 
+// read parses a packet.
+func (q *question) read(pkt []byte) wire.Verdict {
+	verdict := wire.ParseQuery(pkt, &q.query)
+	if verdict == wire.Answer {
+		q.key = wire.AppendKey(q.room[:0], &q.query)
+	}
+	return verdict
+}
+
 // answer is the packet path. It parses pkt and appends the reply to out if it
 // can be given without asking anybody: from a fresh entry, from an expired one
 // while upstream does not answer, or an error. limit
@@ -48,7 +57,7 @@ type question struct {
 //
 // It does not allocate where out has room for limit bytes.
 func (s *Server) answer(c *counters, q *question, pkt, out []byte, limit int, now time.Duration) ([]byte, outcome) {
-	verdict := wire.ParseQuery(pkt, &q.query)
+	verdict := q.read(pkt)
 	switch verdict {
 	case wire.Answer:
 	case wire.Drop:
@@ -72,7 +81,6 @@ func (s *Server) answer(c *counters, q *question, pkt, out []byte, limit int, no
 		return wire.AppendError(out, &q.query, verdict.RCode(), wire.EDENone), replied
 	}
 	c.queries.Add(1)
-	q.key = wire.AppendKey(q.room[:0], &q.query)
 	e := s.cache.Get(q.key)
 	if limit == 0 {
 		limit = q.query.Limit()

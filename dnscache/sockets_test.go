@@ -5,14 +5,17 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/miekg/dns"
 
 	"nodelocaldns/dnscache/upstream"
+	"nodelocaldns/dnscache/wire"
 )
 
 // A gate is a clock that can be made to hold up whoever asks it.
@@ -83,5 +86,47 @@ func TestASocketThatNobodyReadsIsSeen(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// Whoever waits takes memory, and a process that has none left is killed: with all
+// that it has read and not answered.
+func TestThoseWhoWaitComeAfterThoseWhoDoNot(t *testing.T) {
+	s := offline(t, addresses(1))
+	hit, miss := packet(t, "hit.example.com.", "A"), packet(t, "miss.example.com.", "A")
+	warm(t, s, hit)
+	s.flights.closeForNew() // a miss is answered when it is joined
+	conn, listener, at := sockets(t)
+	defer listener.Close()
+	defer conn.Close()
+	client := dial(t, "udp", at)
+	for _, pkt := range [][]byte{miss, hit, miss, hit} {
+		if _, err := client.Write(pkt); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := &reader{packetSocket: &packetSocket{conn: conn}, server: s, batch: newBatch()}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Control(func(fd uintptr) { r.read(fd) }); err != nil || r.err != nil {
+		t.Fatal(err, r.err)
+	}
+	var got []string
+	for range 4 {
+		buf := make([]byte, wire.MaxUDP)
+		n, err := client.Read(buf)
+		m := new(dns.Msg)
+		if err != nil || m.Unpack(buf[:n]) != nil {
+			t.Fatalf("after %q: %v %x", got, err, buf[:n])
+		}
+		got = append(got, m.Question[0].Name+" "+dns.RcodeToString[m.Rcode])
+	}
+	if want := []string{"hit.example.com. NOERROR", "hit.example.com. NOERROR", "miss.example.com. SERVFAIL", "miss.example.com. SERVFAIL"}; !slices.Equal(got, want) {
+		t.Errorf("replies %q, want %q", got, want)
+	}
+	if queries, misses := r.queries.Load(), r.misses[zoneExternal].Load(); queries != 4 || misses != 2 {
+		t.Errorf("%d queries and %d misses were counted, want 4 and 2", queries, misses)
 	}
 }

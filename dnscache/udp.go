@@ -75,6 +75,7 @@ type reader struct {
 	server  *Server
 	batch   *batch
 	q       question
+	later   [batchSize]int // packets of the batch that wait for upstream
 	line    line
 	failing bool
 	err     error
@@ -98,23 +99,28 @@ func (r *reader) read(fd uintptr) bool {
 		return true
 	}
 	r.failing = false
-	r.answer(n)
+	later := r.answer(n)
 	r.batch.send(fd)
+	for _, i := range later {
+		r.join(i)
+	}
 	return n == batchSize
 }
 
-// answer answers the packets of a batch, or has them wait.
-func (r *reader) answer(n int) {
+// answer answers the packets of a batch and returns which of them are to wait. They
+// are joined once the others have been sent: that takes memory, and where there is
+// none left it must cost nobody else a reply.
+func (r *reader) answer(n int) (later []int) {
 	s, b := r.server, r.batch
+	later = r.later[:0]
 	r.packetSocket.read.Add(uint64(n))
 	now := s.now()
 	r.line.look(s.shares, now, r.waiting)
 	for i := range n {
 		reply, outcome := s.answer(&r.counters, &r.q, b.query(i), b.room(), 0, now)
 		if outcome == deferred {
-			from := b.sender(i)
-			if s.shares.admit(from.Addr().Unmap(), now) {
-				s.join(r.q.key, &r.q.query, packetPeer{r.packetSocket, from})
+			if s.shares.admit(b.sender(i).Addr().Unmap(), now) {
+				later = append(later, i)
 			} else {
 				reply, outcome = s.refuse(&r.counters, &r.q, b.room(), 0, now), replied
 			}
@@ -123,6 +129,13 @@ func (r *reader) answer(n int) {
 			b.reply(i, reply)
 		}
 	}
+	return later
+}
+
+// join lets packet i of a batch wait, which answer has found to be a question.
+func (r *reader) join(i int) {
+	r.q.read(r.batch.query(i))
+	r.server.join(r.q.key, &r.q.query, packetPeer{r.packetSocket, r.batch.sender(i)})
 }
 
 // A packetPeer is a UDP client that waits.
