@@ -58,6 +58,11 @@ type Config struct {
 	// 0 never.
 	Reload int
 
+	// CollapseSearch has the search path of pods cost less (search.go): what lies below
+	// a service that upstream denies is denied as well, and the names that a client
+	// asks for next are asked for already.
+	CollapseSearch bool
+
 	// MaxBytes bounds the memory of all cached replies together.
 	MaxBytes int64
 }

@@ -63,7 +63,9 @@ type flight struct {
 	dropped bool // it has made room for another
 	refresh bool // begun for nobody, for the reason why
 	why     int
-	unasked uint8 // of the entry that comes of it, unless somebody asks meanwhile
+	unasked uint8  // of the entry that comes of it, unless somebody asks meanwhile
+	asked   bool   // somebody has
+	sought  []byte // what else is asked for if it is denied, see searchOn
 
 	client       netip.Addr // whose it is, see holders,
 	held         bool       // if it is anybody's
@@ -84,7 +86,9 @@ type flights struct {
 	running    sync.WaitGroup // the same as n, and those that were dropped until they end
 	waiting    sync.WaitGroup // flights that have not landed
 
-	bound     refreshBound
+	bound     bucket // of refreshes
+	guesses   bucket
+	right     uint64 // guesses that a client has asked for
 	refreshes [len(Refreshes)]uint64
 	refused   uint64 // refreshes that the bound did not let through
 }
@@ -106,6 +110,10 @@ func (s *Server) join(key []byte, q *wire.Query, p peer) {
 		f.joined++
 		fl.waiters = append(fl.waiters, waiter{q.Clone(), p, now, s.answeredSince(rt, fl.began)})
 		fl.unasked = 0
+		if fl.guessed() {
+			f.wasRight()
+		}
+		fl.asked = true
 		if fl.held && fl.client != p.client() && fl.client != several {
 			f.release(fl)
 			f.hold(fl, several)
@@ -229,6 +237,10 @@ func (s *Server) fly(fl *flight) {
 	})
 	defer timer.Stop()
 	defer fl.cancel()
+	if above := s.askAbove(fl); above != nil {
+		s.deny(fl, above)
+		return
+	}
 	reply, err = fl.route.group.Exchange(fl.ctx, fl.key)
 	now := s.now()
 	how := silent
@@ -237,9 +249,15 @@ func (s *Server) fly(fl *flight) {
 		var a cache.Admission
 		if a, err = cache.Admit(fl.key, reply, fl.route.caps); err == nil {
 			s.flights.mu.Lock()
-			a.Unasked = fl.unasked
+			a.Unasked, a.Guessed = fl.unasked, fl.guessed()
 			s.flights.mu.Unlock()
 			a.Took = now - fl.began
+			if a.RCode == wire.NXDomain {
+				if s.isService(fl) {
+					a.MakeWhole(reply)
+				}
+				s.searchOn(fl)
+			}
 			s.land(fl, cache.NewEntry(fl.key, a, fl.route.zone, now), usable)
 			return
 		}
@@ -264,10 +282,13 @@ func (f *flights) ended(fl *flight, spared bool) {
 	}
 	if fl.refresh {
 		f.refreshing--
-		if spared {
-			f.bound.tokens++
-		} else {
+		switch {
+		case !spared:
 			f.refreshes[fl.why]++
+		case fl.why == refreshSearch:
+			f.guesses.tokens++
+		default:
+			f.bound.tokens++
 		}
 	}
 	f.mu.Unlock()

@@ -16,6 +16,7 @@ type counters struct {
 	hits      [len(ZoneKinds)]atomic.Uint64
 	misses    [len(ZoneKinds)]atomic.Uint64
 	stale     [len(ZoneKinds)]atomic.Uint64
+	collapsed atomic.Uint64
 	replies   [24]atomic.Uint64
 	_         [64]byte
 }
@@ -92,6 +93,11 @@ func (s *Server) answer(c *counters, q *question, pkt, out []byte, limit int, no
 	if p := &st.cfg.Prefetch; e.Hit(max(p.MinHits, 1)) >= p.MinHits && p.At > 0 && e.Ending(now, p.At) && e.Begin() {
 		s.prefetch(st, e, now, refreshPrefetch, 0)
 	}
+	if e.Wanted() {
+		s.flights.mu.Lock()
+		s.flights.wasRight()
+		s.flights.mu.Unlock()
+	}
 	c.hits[e.Zone()].Add(1)
 	c.replied(e.RCode())
 	return e.AppendReply(out, &q.query, now, limit), replied
@@ -103,6 +109,13 @@ func (s *Server) miss(c *counters, q *question, e *cache.Entry, out []byte, limi
 	st := s.state.Load()
 	name, _ := wire.SplitKey(q.key)
 	rt := st.routes.find(name)
+	if denial := s.denied(st, rt, q.key, now); denial != nil {
+		s.search(st, q.key, now)
+		c.hits[rt.zone].Add(1)
+		c.collapsed.Add(1)
+		c.replied(denial.RCode())
+		return denial.AppendReply(out, &q.query, now, limit), replied
+	}
 	c.misses[rt.zone].Add(1)
 	if rules := st.stale(rt); rules.mayServe(e, now) && s.unanswered(st, rt, e, now) {
 		return c.send(out, &q.query, rules.stale(e), now, limit), replied

@@ -104,14 +104,14 @@ type event struct {
 	n    int
 }
 
-// about is the kind of an event and the name that it is about.
+// about is the kind of an event, and the name and type that it is about.
 func (e event) about() string {
 	words := strings.Fields(e.text)
 	switch {
-	case words[0] == "asks": // SERVER over PROTO: NAME
-		return words[0] + words[4]
-	case words[0] == "replies:" && len(words) > 1: // NAME
-		return words[0] + words[1]
+	case words[0] == "asks" && len(words) > 5: // SERVER over PROTO: NAME TYPE
+		return words[0] + words[4] + " " + words[5]
+	case words[0] == "replies:" && len(words) > 2: // NAME TYPE
+		return words[0] + words[1] + " " + words[2]
 	}
 	return words[0]
 }
@@ -136,7 +136,8 @@ func (c *conversation) happened(format string, args ...any) {
 }
 
 // took returns what happened since it was last called. What happens at one time
-// does so in several goroutines: questions come before replies, and both go by name.
+// does so in several goroutines: questions come before replies, and both go by name and
+// type.
 func (c *conversation) took() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -382,6 +383,8 @@ func (c *conversation) configure(words []string) {
 		zones[words[1]].Stale.For, err = time.ParseDuration(words[2])
 	case words[0] == "prefetch": // PERCENT HITS
 		c.cfg.Prefetch = Prefetch{num(1), num(2)}
+	case words[0] == "collapse": // search paths, or not
+		c.cfg.CollapseSearch = len(words) < 2
 	case words[0] == "reloads":
 		c.cfg.Reload = num(1)
 	case words[0] == "bytes":
@@ -519,6 +522,8 @@ func (c *conversation) stats() string {
 		add("refreshes-"+Refreshes[i], int64(n))
 	}
 	add("refused", int64(st.Refused))
+	add("guessed", int64(st.Guessed))
+	add("collapsed", int64(st.Collapsed))
 	add("timeouts", int64(st.Timeouts))
 	add("shed", int64(st.Shed))
 	add("loops", int64(st.Loops))

@@ -81,6 +81,7 @@ type state struct {
 	cfg    Config
 	node   []netip.AddrPort // resolvers of the node, as last read
 	routes *routes
+	search *searchPath   // nil where clients are left alone with theirs
 	since  time.Duration // when routes were made
 }
 
@@ -105,7 +106,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 		uptime: d.Uptime,
 		ready:  make(chan struct{}), rerouted: make(chan struct{}, 1), suspected: make(chan struct{}, 1),
 		cache:   cache.New(cfg.cacheLimits(), cfg.MaxBytes),
-		flights: flights{byKey: map[string]*flight{}, holders: holders{}},
+		flights: flights{byKey: map[string]*flight{}, holders: holders{}, bound: newRefreshes(), guesses: newGuesses()},
 		shares:  newShares(),
 	}
 	if s.log == nil {
@@ -136,10 +137,13 @@ func New(cfg Config, d Deps) (*Server, error) {
 		node = s.nodeResolvers(cfg.Listen)
 	}
 	s.cache.SetKeep(cfg.keep())
-	s.flights.bound.tokens = refreshBurst
 	s.warnOfOurselves(cfg)
-	s.state.Store(&state{cfg, node, newRoutes(cfg, node, s.exchanger, &s.upstreams, s.wallClock), 0})
+	s.state.Store(s.newState(cfg, node, 0))
 	return s, nil
+}
+
+func (s *Server) newState(cfg Config, node []netip.AddrPort, now time.Duration) *state {
+	return &state{cfg, node, newRoutes(cfg, node, s.exchanger, &s.upstreams, s.wallClock), newSearchPath(cfg), now}
 }
 
 // now is the time on the server's clock: since it was made, never backwards.
@@ -274,7 +278,7 @@ func (s *Server) warnOfOurselves(cfg Config) {
 // replace puts a new state in place of the old one. s.reload is held.
 func (s *Server) replace(cfg Config, node []netip.AddrPort) {
 	old := s.state.Load()
-	st := &state{cfg, node, newRoutes(cfg, node, s.exchanger, &s.upstreams, s.wallClock), s.now()}
+	st := s.newState(cfg, node, s.now())
 	s.flights.mu.Lock() // between what lands by the old state and what by the new
 	s.state.Store(st)
 	s.flights.mu.Unlock()
@@ -374,6 +378,7 @@ func (s *Server) Stats() Stats {
 			st.Cache[z].Misses += c.misses[z].Load()
 			st.Cache[z].Stale += c.stale[z].Load()
 		}
+		st.Collapsed += c.collapsed.Load()
 		for i := range c.replies {
 			st.Replies[i] += c.replies[i].Load()
 		}
@@ -390,7 +395,7 @@ func (s *Server) Stats() Stats {
 	s.flights.mu.Lock()
 	st.FlightsJoined, st.Timeouts, st.Shed = s.flights.joined, s.flights.late, s.flights.shed+s.shares.shed.Load()
 	st.Flights = int64(len(s.flights.byKey))
-	st.Refreshes, st.Refused = s.flights.refreshes, s.flights.refused
+	st.Refreshes, st.Refused, st.Guessed = s.flights.refreshes, s.flights.refused, s.flights.right
 	s.flights.mu.Unlock()
 	st.Upstreams = s.upstreams.stats(s.state.Load().routes, s.wallClock())
 	return st

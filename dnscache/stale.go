@@ -114,17 +114,19 @@ const (
 	refreshPrefetch = iota
 	refreshReload
 	refreshStale
+	refreshSearch
 )
 
 // Refreshes are the reasons for which upstream is asked with no client waiting, in
 // the order of Stats.Refreshes.
-var Refreshes = [...]string{"prefetch", "reload", "stale"}
+var Refreshes = [...]string{"prefetch", "reload", "stale", "search"}
 
-// How many questions may be asked with no client waiting: one for every
+// How many refreshes may be asked for with no client waiting: one for every
 // refreshShare queries of clients and refreshIdle a second besides, of which up to
 // refreshBurst are saved for when the names of a busy moment expire together;
 // maxRefreshes at a time, which is beside maxFlights: they never take the place of
-// a client's.
+// a client's. What clients are expected to ask for next (search.go) has a bound of its
+// own, but for maxRefreshes.
 const (
 	refreshShare = 10
 	refreshIdle  = 10
@@ -132,17 +134,24 @@ const (
 	maxRefreshes = 256
 )
 
-// A refreshBound is the bucket of tokens behind these numbers.
-type refreshBound struct {
+// A bucket of tokens is what bounds them.
+type bucket struct {
+	idle    float64 // tokens a second
+	share   float64 // tokens for a query of a client's
+	burst   float64 // tokens at the most
 	tokens  float64
 	at      time.Duration // when tokens was right
 	queries uint64        // of clients until then
 }
 
+func newRefreshes() bucket {
+	return bucket{idle: refreshIdle, share: 1. / refreshShare, burst: refreshBurst, tokens: refreshBurst}
+}
+
 // take takes a token; it is false where there is none.
-func (b *refreshBound) take(now time.Duration, queries uint64) bool {
-	b.tokens += (now-b.at).Seconds()*refreshIdle + float64(queries-b.queries)/refreshShare
-	b.tokens = min(b.tokens, refreshBurst)
+func (b *bucket) take(now time.Duration, queries uint64) bool {
+	b.tokens += (now-b.at).Seconds()*b.idle + float64(queries-b.queries)*b.share
+	b.tokens = min(b.tokens, b.burst)
 	b.at, b.queries = now, queries
 	if b.tokens < 1 {
 		return false
@@ -166,14 +175,29 @@ func (s *Server) refresh(st *state, rt *route, e *cache.Entry, now time.Duration
 		}
 		e.Fail(now, false) // until there is word: nobody else need come here
 	}
-	if f.refreshing >= maxRefreshes || !f.bound.take(now, s.queries()) {
-		f.refused++
-		return
+	if f.mayBegin(&f.bound, now, s.queries()) {
+		fl := s.beginForNobody(st, rt, e.Key(), e, now, why)
+		fl.unasked = unasked
+		go s.fly(fl)
 	}
-	f.refreshing++
-	fl := s.begin(st, rt, e.Key(), e, now)
-	fl.refresh, fl.why, fl.unasked = true, why, unasked
-	go s.fly(fl)
+}
+
+// mayBegin reports whether one more flight may be begun for nobody, after so many
+// queries of clients, and counts those that may not. mu is held.
+func (f *flights) mayBegin(bound *bucket, now time.Duration, queries uint64) bool {
+	if f.refreshing < maxRefreshes && bound.take(now, queries) {
+		return true
+	}
+	f.refused++
+	return false
+}
+
+// beginForNobody is begin for a flight that no client waits for. flights.mu is held.
+func (s *Server) beginForNobody(st *state, rt *route, key []byte, e *cache.Entry, now time.Duration, why int) *flight {
+	s.flights.refreshing++
+	fl := s.begin(st, rt, key, e, now)
+	fl.refresh, fl.why = true, why
+	return fl
 }
 
 // prefetch asks for the name of e before it expires.

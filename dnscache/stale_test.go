@@ -183,7 +183,7 @@ func TestARefusedRefreshIsRefusedOnce(t *testing.T) {
 	now := s.now() + time.Minute
 	s.answer(&s.streamC, &q, pkt, nil, 0, now)
 	st, e := s.state.Load(), s.cache.Get(q.key)
-	s.flights.bound = refreshBound{at: now, queries: s.queries()}
+	s.flights.bound = bucket{at: now, queries: s.queries()}
 	for i := range 100 {
 		s.refresh(st, st.routes.find(q.key[:len(q.key)-3]), e, now+time.Duration(i), refreshStale, 0)
 	}
@@ -205,7 +205,7 @@ func TestARefreshThatUpstreamIsNotAskedForCostsNothing(t *testing.T) {
 }
 
 func TestRefreshesAreBoundedByTimeAndByQueries(t *testing.T) {
-	b := refreshBound{tokens: refreshBurst}
+	b := newRefreshes()
 	taken := func(now time.Duration, queries uint64) (n int) {
 		for b.take(now, queries) {
 			n++

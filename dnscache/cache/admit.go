@@ -41,10 +41,14 @@ type Admission struct {
 	AD    bool          // upstream says that it validated
 	TTL   time.Duration // how long to keep it, in whole seconds; 0 unless it is to be kept
 
-	// What the entry will say of itself; Admit leaves both 0.
+	// What the entry will say of itself; Admit leaves all of it zero.
 	Unasked uint8
 	Took    time.Duration // from the question to the reply
+	Guessed bool          // no client has asked for it yet
 
+	whole bool // see MakeWhole
+
+	start      int      // offset of the records in the reply
 	body       []byte   // the records, in the reply's own memory
 	ttls       []uint16 // offsets of TTLs in body
 	counts     [3]uint16
@@ -132,7 +136,7 @@ func Admit(key, reply []byte, caps Caps) (Admission, error) {
 		a.Class = Uncached
 	}
 	set.compress(reply, start)
-	a.body = reply[start:set.end(start)]
+	a.start, a.body = start, reply[start:set.end(start)]
 	a.counts = set.counts
 	a.ttls = make([]uint16, 0, len(set.recs))
 	for _, r := range set.recs {

@@ -26,7 +26,7 @@ type Entry struct {
 	rcode   uint8 // the lower eight bits are all that are in use (IANA)
 	class   Class
 	zone    uint8
-	ad      bool
+	flags   uint8 // flagAD and so on
 	unasked uint8
 	took    uint8 // tookUnits from the question to its reply, rounded down
 
@@ -43,7 +43,14 @@ const (
 	markUsed  uint32 = 1 << iota // asked for since the eviction hand last came by
 	markBegun                    // a refresh ahead of expiry was begun, or refused
 	markStale                    // in its shard's list of stale entries; changes under the shard's lock
+	markGuess                    // no client has asked for it yet
 	markHit                      // the lowest bit of how often it was hit since it was stored
+)
+
+// What Entry.flags holds.
+const (
+	flagAD    uint8 = 1 << iota // upstream says that it validated
+	flagWhole                   // see Admission.MakeWhole
 )
 
 type rotation struct {
@@ -65,11 +72,20 @@ func NewEntry(key []byte, a Admission, zone uint8, now time.Duration) *Entry {
 		stored: int64(now), ttl: uint32(a.TTL / time.Second),
 		keyLen: uint16(len(key)), bodyLen: uint16(len(a.body)), counts: a.counts,
 		rotate: rotation{uint16(a.rotateFrom), uint16(a.rotateSize), uint16(a.rotateN)},
-		ede:    wire.EDENone, rcode: uint8(a.RCode), class: a.Class, zone: zone, ad: a.AD,
+		ede:    wire.EDENone, rcode: uint8(a.RCode), class: a.Class, zone: zone,
 		unasked: a.Unasked, took: uint8(min(a.Took/tookUnit, 1<<8-1)),
 		// Grow, unlike make, gives all of what the allocator rounds up to, so
 		// that cost can charge for it.
 		data: slices.Grow([]byte(nil), len(key)+len(a.body)+2*len(a.ttls)),
+	}
+	if a.AD {
+		e.flags |= flagAD
+	}
+	if a.whole {
+		e.flags |= flagWhole
+	}
+	if a.Guessed {
+		e.marks.Store(markGuess)
 	}
 	e.data = append(e.data, key...)
 	e.data = append(e.data, a.body...)
@@ -129,7 +145,7 @@ func (e *Entry) Ending(now time.Duration, percent int) bool {
 
 // Hit notes that a client was answered from the entry, and says how often that
 // has happened since it was stored: up to enough, beyond which it does not
-// count and writes nothing. enough is below 1<<30. Of hits at the same instant
+// count and writes nothing. enough is below 1<<28. Of hits at the same instant
 // one at least is counted.
 func (e *Entry) Hit(enough int) int {
 	m := e.marks.Load()
@@ -143,6 +159,12 @@ func (e *Entry) Hit(enough int) int {
 
 // Hits is how often Hit was called.
 func (e *Entry) Hits() int { return int(e.marks.Load() / markHit) }
+
+// Wanted is true once for an entry that was guessed (Admission.Guessed): for who
+// answers a client from it first.
+func (e *Entry) Wanted() bool {
+	return e.marks.Load()&markGuess != 0 && e.marks.And(^markGuess)&markGuess != 0
+}
 
 // Begin is true once: for who is to refresh the entry ahead of its expiry.
 func (e *Entry) Begin() bool { return e.marks.Or(markBegun)&markBegun == 0 }
@@ -212,7 +234,7 @@ func (e *Entry) append(dst []byte, q *wire.Query, limit int, ede uint16, age int
 		flags |= wire.FlagTC
 		counts = [3]uint16{}
 		counts[answerSection], size = e.fitting(room)
-	case e.ad && q.WantsAD():
+	case e.flags&flagAD != 0 && q.WantsAD():
 		flags |= wire.FlagAD
 	}
 	dst = wire.AppendHeader(dst, q.ID, flags, 1, counts[0], counts[1], counts[2]+opt)

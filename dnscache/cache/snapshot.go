@@ -25,7 +25,7 @@ import (
 // Integers are big endian. It is no file format for others: only the next
 // process of this node reads it.
 const (
-	snapshotMagic  = "nldns\x00\x00\x02"
+	snapshotMagic  = "nldns\x00\x00\x03"
 	snapshotHeader = len(snapshotMagic) + sha256.Size + 8 + 4
 	// entryHeader is the part of an entry before its data: age in nanoseconds,
 	// life in seconds, the lengths of data, key and body, three counts, three of
@@ -35,11 +35,8 @@ const (
 	entryHeader = 8 + 4 + 4 + 2 + 2 + 6*2 + 5
 )
 
-// flags of an entry in a snapshot.
-const (
-	snapshotAD = 1 << iota
-	snapshotUsed
-)
+// snapshotUsed is a flag of an entry in a snapshot, beside those of Entry.flags.
+const snapshotUsed = 1 << 7
 
 // What makes a snapshot useless.
 var (
@@ -101,10 +98,7 @@ func (c *Cache) kept(e *Entry, now time.Duration) bool {
 }
 
 func (e *Entry) appendHeader(b []byte, now time.Duration) []byte {
-	var flags byte
-	if e.ad {
-		flags |= snapshotAD
-	}
+	flags := e.flags
 	if e.marks.Load()&markUsed != 0 {
 		flags |= snapshotUsed
 	}
@@ -185,7 +179,7 @@ func readEntry(b []byte, now, ago time.Duration) (*Entry, []byte) {
 		counts: [3]uint16{short(20), short(22), short(24)},
 		rotate: rotation{short(26), short(28), short(30)},
 		ede:    wire.EDENone, rcode: b[entryHeader-4], class: Class(b[entryHeader-3]), zone: b[entryHeader-2],
-		ad: flags&snapshotAD != 0, unasked: b[entryHeader-1],
+		flags: flags &^ snapshotUsed, unasked: b[entryHeader-1],
 	}
 	if b = b[entryHeader:]; uint64(len(b)) < uint64(size) {
 		return nil, nil

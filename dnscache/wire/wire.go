@@ -286,6 +286,13 @@ func SplitKey(key []byte) (name []byte, recursive bool) {
 // KeyType is the record type in a key.
 func KeyType(key []byte) uint16 { return binary.BigEndian.Uint16(key[len(key)-3:]) }
 
+// AppendSibling appends the key of another type of record with the same name and flags.
+func AppendSibling(dst, key []byte, typ uint16) []byte {
+	dst = append(dst, key...)
+	binary.BigEndian.PutUint16(dst[len(dst)-3:], typ)
+	return dst
+}
+
 // AppendFold appends a name in wire form to dst, its letters in lower case.
 // Length octets are at most 63 and so never look like letters.
 func AppendFold(dst, name []byte) []byte {

@@ -32,6 +32,7 @@ type Config struct {
 	TLS         TLS
 	Zones       Zones
 	Cache       Cache
+	SearchPath  SearchPath
 	Kubelet     Kubelet
 	// Sysctls are in the order of the reference, whatever the file's order.
 	Sysctls []sysctl.Param
@@ -90,6 +91,12 @@ type Cache struct {
 	Prefetch   dnscache.Prefetch
 	Reload     int  // how often an answer is refreshed without being asked for
 	Persist    bool // the next process of the resolver's unit goes on with what this one has kept
+}
+
+// SearchPath says whether what pods ask for besides, as their search path has it, is made
+// to cost less (dnscache.Config.CollapseSearch).
+type SearchPath struct {
+	Collapse bool
 }
 
 // Kubelet says whether the kubelet is made to name us first to pods, and how.
@@ -176,6 +183,7 @@ func Default() Config {
 			MaxBytes: 32 << 20, ServeStale: stale,
 			Prefetch: dnscache.Prefetch{At: 10, MinHits: 2}, Persist: true,
 		},
+		SearchPath: SearchPath{Collapse: true},
 		Kubelet: Kubelet{
 			Manage: true, Backend: kubelet.Auto,
 			Drain: drain.Auto, Timeout: 5 * time.Minute, Settle: 30 * time.Second,
@@ -260,6 +268,8 @@ func (c Config) Resolver(found []netip.Addr) dnscache.Config {
 		Prefetch:    c.Cache.Prefetch,
 		Reload:      c.Cache.Reload,
 		MaxBytes:    c.Cache.MaxBytes,
+
+		CollapseSearch: c.SearchPath.Collapse,
 	}
 }
 

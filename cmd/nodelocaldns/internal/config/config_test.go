@@ -103,6 +103,7 @@ sysctls:
   net.netfilter.nf_conntrack_max: {value: 2097152}
 kubelet: {manage: false, unit: kubelet@1.service, backend: args-file, drain: cordon, timeout: 10m, settle: 1m30s, kubeconfig: /etc/kubernetes/our.conf}
 cache: {maxBytes: 1536KiB, serveStale: {for: 2h, answerTTL: 7s, clientTimeout: 250ms, denial: true}, prefetch: {at: 25%, minHits: 3}, reload: 4, persist: false}
+searchPath: {collapse: false}
 zones:
   cluster: {success: {entries: 1, maxTTL: 2s}, denial: {entries: 3, maxTTL: 0}, transport: auto, policy: random, serveStale: {for: 3h, denial: false}}
   reverse: {success: {entries: 4, maxTTL: 1h30m}, denial: {entries: 0, maxTTL: 168h}, transport: udp, policy: round-robin, serveStale: {for: 0s, answerTTL: 1s, clientTimeout: 800ms, denial: true}}
@@ -303,14 +304,14 @@ func TestRejected(t *testing.T) {
 	many := strings.Repeat("x", 100)
 	tests := []struct{ name, text, want string }{
 		{"an unknown key", "listen:\n  prot: 53\n", `2: listen.prot: unknown key, allowed: addresses, port, interface, linkType`},
-		{"an unknown key at the top", "lissten: {}\n", `1: lissten: unknown key, allowed: listen, cluster, upstreams, stubDomains, tls, zones, cache, kubelet, sysctls, notrack, metrics, health`},
-		{"a key that is long and strange", "\"" + many + "\\n\": 1\n", `1: "` + many[:48] + `…": unknown key, allowed: listen, cluster, upstreams, stubDomains, tls, zones, cache, kubelet, sysctls, notrack, metrics, health`},
+		{"an unknown key at the top", "lissten: {}\n", `1: lissten: unknown key, allowed: listen, cluster, upstreams, stubDomains, tls, zones, cache, searchPath, kubelet, sysctls, notrack, metrics, health`},
+		{"a key that is long and strange", "\"" + many + "\\n\": 1\n", `1: "` + many[:48] + `…": unknown key, allowed: listen, cluster, upstreams, stubDomains, tls, zones, cache, searchPath, kubelet, sysctls, notrack, metrics, health`},
 		{"a repeated key", "listen:\n  port: 53\n  port: 54\n", `3: listen.port: found this key again, allowed: once, as on line 2`},
-		{"a list as a key", "? [a]\n: b\n", `1: found a list as a key, allowed: a mapping of listen, cluster, upstreams, stubDomains, tls, zones, cache, kubelet, sysctls, notrack, metrics, health`},
+		{"a list as a key", "? [a]\n: b\n", `1: found a list as a key, allowed: a mapping of listen, cluster, upstreams, stubDomains, tls, zones, cache, searchPath, kubelet, sysctls, notrack, metrics, health`},
 		{"a merge key", "listen:\n  <<: {port: 53}\n", `2: listen."<<": unknown key, allowed: addresses, port, interface, linkType`},
 		{"no value", "listen:\n", `1: listen: found nothing, allowed: a mapping of addresses, port, interface, linkType`},
 		{"text for a mapping", "cache: 32MiB\n", `1: cache: found "32MiB", allowed: a mapping of maxBytes, serveStale, prefetch, reload, persist`},
-		{"a list for the file", "- a\n", `1: found a list, allowed: a mapping of listen, cluster, upstreams, stubDomains, tls, zones, cache, kubelet, sysctls, notrack, metrics, health`},
+		{"a list for the file", "- a\n", `1: found a list, allowed: a mapping of listen, cluster, upstreams, stubDomains, tls, zones, cache, searchPath, kubelet, sysctls, notrack, metrics, health`},
 
 		{"port text", "listen: {port: domain}\n", `1: listen.port: found "domain", allowed: a whole number from 1 to 65535`},
 		{"port 0", "listen: {port: 0}\n", `1: listen.port: found 0, allowed: a whole number from 1 to 65535`},

@@ -100,6 +100,7 @@ func (r *reader) root(n *yaml.Node, c *Config) {
 			r.to("reload", whole(&c.Cache.Reload, 0, 100)),
 			r.to("persist", boolean(&c.Cache.Persist)),
 		),
+		r.of("searchPath", r.to("collapse", boolean(&c.SearchPath.Collapse))),
 		r.of("kubelet",
 			r.to("manage", boolean(&c.Kubelet.Manage)),
 			r.to("unit", scalar(&c.Kubelet.Unit, "auto, or a unit such as kubelet.service", service, "!!str")),

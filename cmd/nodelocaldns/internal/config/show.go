@@ -114,6 +114,8 @@ func (c Config) YAML() []byte {
 	p("    minHits: %d", c.Cache.Prefetch.MinHits)
 	p("  reload: %d", c.Cache.Reload)
 	p("  persist: %t", c.Cache.Persist)
+	p("searchPath:")
+	p("  collapse: %t", c.SearchPath.Collapse)
 	p("kubelet:")
 	p("  manage: %t", c.Kubelet.Manage)
 	p("  unit: %s", quote(cmp.Or(c.Kubelet.Unit, wordAuto)))

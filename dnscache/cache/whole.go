@@ -1,0 +1,53 @@
+package cache
+
+import (
+	"encoding/binary"
+
+	"nodelocaldns/dnscache/wire"
+)
+
+// MakeWhole has the denial of a name spell out its SOA record, so that it can answer
+// for all names below that one (RFC 8020): a name that ends in a pointer to the
+// question says something else in a reply to another question. It changes nothing where
+// there are other records; proofs (NSEC) are about the name that was asked for.
+//
+// reply is what the admission was made from.
+func (a *Admission) MakeWhole(reply []byte) {
+	if a.counts != [3]uint16{authoritySection: 1} || a.Class == Success {
+		return
+	}
+	soa, ok := wire.NextRecord(reply, a.start)
+	if !ok || soa.Type != wire.TypeSOA || soa.End-soa.Data < minSOA {
+		return
+	}
+	owner, _ := wire.AppendName(nil, reply, soa.Name)
+	ttl := len(owner) + 4
+	body := append(owner, reply[soa.TTLOffset()-4:soa.Data]...)
+	data := len(body)
+	body, _ = wire.AppendName(body, reply, soa.Data)
+	body, _ = wire.AppendName(body, reply, wire.SkipName(reply, soa.Data))
+	body = append(body, reply[soa.End-5*4:soa.End]...)
+	binary.BigEndian.PutUint16(body[data-2:], uint16(len(body)-data))
+	a.body, a.ttls, a.whole = body, []uint16{uint16(ttl)}, true
+}
+
+// Whole reports whether the entry is a denial that answers for the names below its
+// own, too (Admission.MakeWhole): AppendReply then may be called for their questions.
+func (e *Entry) Whole() bool { return e.flags&flagWhole != 0 }
+
+// Below makes the entry for a name below that of a Whole one, which expires when it
+// does. One that is not to be kept is Uncached. guessed is as Admission.Guessed.
+func (e *Entry) Below(key []byte, keep, guessed bool) *Entry {
+	b := &Entry{
+		stored: e.stored, ttl: e.ttl, keyLen: uint16(len(key)), bodyLen: e.bodyLen, counts: e.counts, rotate: e.rotate,
+		ede: e.ede, rcode: e.rcode, class: e.class, zone: e.zone, flags: e.flags &^ flagWhole, took: e.took,
+	}
+	if !keep {
+		b.class = Uncached
+	}
+	if guessed {
+		b.marks.Store(markGuess)
+	}
+	b.data = append(append(b.data, key...), e.data[e.keyLen:]...)
+	return b
+}

@@ -1,0 +1,225 @@
+package dnscache
+
+import (
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/miekg/dns"
+
+	"nodelocaldns/dnscache/upstream"
+	"nodelocaldns/dnscache/wire"
+)
+
+func TestThePlaceOfAServiceInAName(t *testing.T) {
+	p := newSearchPath(Config{ClusterDomain: "cluster.local", CollapseSearch: true})
+	for name, want := range map[string]string{
+		"www.example.com.shop.svc.cluster.local": "com shop",
+		"a.web.shop.svc.cluster.local":           "web shop",
+		"svc.svc.svc.svc.cluster.local":          "svc svc",
+		"web.shop.svc.cluster.local":             "",
+		"shop.svc.cluster.local":                 "",
+		"svc.cluster.local":                      "",
+		"cluster.local":                          "",
+		"":                                       "",
+		"a.web.shop.svc.cluster.example":         "",
+		"a.web.shop.pod.cluster.local":           "",
+		"a.web.shop.xsvc.cluster.local":          "",
+		"_http._tcp.web.shop.svc.cluster.local":  "",
+		"a._web.shop.svc.cluster.local":          "",
+		"a.web._shop.svc.cluster.local":          "",
+	} {
+		w, ok := wire.ParseName(name)
+		if !ok {
+			t.Fatal(name)
+		}
+		got := ""
+		if service, namespace, ok := p.place(w); ok {
+			label := func(at int) string { return string(w[at+1 : at+1+int(w[at])]) }
+			got = label(service) + " " + label(namespace)
+		}
+		if got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+	// The bytes of the suffix, but not its labels.
+	trap := append([]byte("\x01a\x03web\x04shop\x18"), strings.Repeat("x", 9)...)
+	if _, _, ok := p.place(append(append(trap, svcLabel...), p.domain...)); ok {
+		t.Error("a name whose last label ends as the services' name does is taken for one below it")
+	}
+}
+
+// kubernetes answers as CoreDNS does for a cluster of two services, one of them
+// headless, and everything outside with an address.
+func kubernetes(q *dns.Msg) *dns.Msg {
+	m := new(dns.Msg).SetReply(q)
+	name, typ := strings.ToLower(q.Question[0].Name), q.Question[0].Qtype
+	record := func(format string, args ...any) dns.RR {
+		rr, err := dns.NewRR(fmt.Sprintf(format, args...))
+		if err != nil {
+			panic(err)
+		}
+		return rr
+	}
+	if !dns.IsSubDomain("cluster.local.", name) {
+		if typ == dns.TypeA && dns.IsSubDomain("com.", name) {
+			m.Answer = append(m.Answer, record("%s 30 A 192.0.2.1", name))
+		} else {
+			m.Rcode = dns.RcodeNameError
+			m.Ns = append(m.Ns, record(". 60 SOA a.root-servers.net. nstld.verisign-grs.com. 1 1800 900 604800 60"))
+		}
+		return m
+	}
+	m.Authoritative = true
+	there := map[string]string{
+		"web.shop.svc.cluster.local. A":               "web.shop.svc.cluster.local. 5 A 10.96.1.1",
+		"db.shop.svc.cluster.local. A":                "db.shop.svc.cluster.local. 5 A 10.244.1.5",
+		"db-0.db.shop.svc.cluster.local. A":           "db-0.db.shop.svc.cluster.local. 5 A 10.244.1.5",
+		"_sql._tcp.db.shop.svc.cluster.local. SRV":    "_sql._tcp.db.shop.svc.cluster.local. 5 SRV 0 100 5432 db-0.db.shop.svc.cluster.local.",
+		"com.bank.svc.cluster.local. AAAA":            "com.bank.svc.cluster.local. 5 AAAA fd00::1",
+		"web.example.com.bank.svc.cluster.local. TXT": "web.example.com.bank.svc.cluster.local. 5 TXT odd",
+		"cluster.local. NS":                           "cluster.local. 5 NS ns.dns.cluster.local.",
+	}
+	if rr, ok := there[name+" "+dns.TypeToString[typ]]; ok {
+		m.Answer = append(m.Answer, record("%s", rr))
+		return m
+	}
+	m.Rcode = dns.RcodeNameError
+	for known := range there {
+		if owner, _, _ := strings.Cut(known, " "); owner == name || !strings.Contains(name, "_") && dns.IsSubDomain(name, owner) && !strings.Contains(owner, "_") {
+			m.Rcode = dns.RcodeSuccess
+		}
+	}
+	m.Ns = append(m.Ns, record("cluster.local. 5 SOA ns.dns.cluster.local. hostmaster.cluster.local. 1 7200 1800 86400 5"))
+	return m
+}
+
+func collapsing(t testing.TB, collapse bool, up upstream.Exchanger) *Server {
+	t.Helper()
+	cfg := testConfig(kubeDNS)
+	cfg.CollapseSearch = collapse
+	s, err := New(cfg, Deps{
+		Log:       slog.New(slog.DiscardHandler),
+		Exchanger: func(netip.AddrPort, Proto) upstream.Exchanger { return up },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.stop)
+	return s
+}
+
+// told is what a server tells a client.
+func toldBy(t *testing.T, s *Server, pkt []byte) *dns.Msg {
+	t.Helper()
+	var q question
+	reply, outcome := s.answer(&s.streamC, &q, pkt, nil, wire.MaxMessage, s.now())
+	if outcome == deferred {
+		got := make(chan []byte, 1)
+		s.join(q.key, &q.query, &client4test{c: &conversation{counters: &s.streamC}, query: pkt, limit: wire.MaxMessage, got: got})
+		reply = <-got
+	}
+	m := new(dns.Msg)
+	if err := m.Unpack(reply); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func TestACollapsedSearchPathChangesNoAnswer(t *testing.T) {
+	labels := strings.Fields("web db db-0 www example com shop bank svc cluster local _tcp _sql none")
+	suffixes := []string{"shop.svc.cluster.local.", "bank.svc.cluster.local.", "svc.cluster.local.", "cluster.local.", ""}
+	types := strings.Fields("A A A AAAA AAAA SRV TXT NS")
+	synctest.Test(t, func(t *testing.T) {
+		on, off := collapsing(t, true, exchangerFunc(kubernetes)), collapsing(t, false, exchangerFunc(kubernetes))
+		random := rand.New(rand.NewPCG(8020, 2308))
+		const questions = 20000
+		for i := range questions {
+			var name strings.Builder
+			for range 1 + random.IntN(4) {
+				name.WriteString(labels[random.IntN(len(labels))] + ".")
+			}
+			name.WriteString(suffixes[random.IntN(len(suffixes))])
+			pkt := packet(t, name.String(), types[random.IntN(len(types))], "edns=1232")
+			got, want := toldBy(t, on, pkt), toldBy(t, off, pkt)
+			for _, m := range []*dns.Msg{got, want} { // what was asked for when is another matter
+				for _, rr := range slices.Concat(m.Answer, m.Ns) {
+					rr.Header().Ttl = 0
+				}
+			}
+			if diff := gocmp.Diff(want.String(), got.String()); diff != "" {
+				t.Fatalf("question %d (-off +on):\n%s", i, diff)
+			}
+			if i%100 == 99 {
+				synctest.Wait()
+				time.Sleep(time.Second)
+			}
+		}
+		synctest.Wait()
+		st, plain := on.Stats(), off.Stats()
+		if st.Collapsed == 0 || st.Refreshes[refreshSearch] == 0 || st.Guessed == 0 {
+			t.Errorf("%d denied with their service, %d guesses, %d of them right: this proves nothing", st.Collapsed, st.Refreshes[refreshSearch], st.Guessed)
+		}
+		t.Logf("of %d questions %d were denied with their service; upstream was asked %d, and %d without", questions, st.Collapsed, st.Upstreams[0].Queries, plain.Upstreams[0].Queries)
+	})
+}
+
+func TestADeniedNameOfASearchPathAllocatesNothing(t *testing.T) {
+	s := collapsing(t, true, exchangerFunc(kubernetes))
+	pkt := packet(t, "www.example.com.shop.svc.cluster.local.", "A", "edns=1232")
+	toldBy(t, s, pkt)
+	s.flights.running.Wait() // what it has guessed is known
+	var q question
+	out := make([]byte, 0, wire.MaxUDP)
+	now := s.now()
+	if n := testing.AllocsPerRun(200, func() {
+		if _, o := s.answer(&s.streamC, &q, pkt, out, 0, now); o != replied {
+			t.Fatalf("outcome %v", o)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations, want 0", n)
+	}
+}
+
+// Of a client that does not go on there is little to be guessed.
+func TestGuessesThatNobodyAsksForAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := collapsing(t, true, exchangerFunc(kubernetes))
+		const seconds, each = 10, 500
+		for i := range seconds * each {
+			toldBy(t, s, packet(t, fmt.Sprintf("n%d.example.com.shop.svc.cluster.local.", i), "A"))
+			time.Sleep(time.Second / each)
+		}
+		synctest.Wait()
+		if st := s.Stats(); st.Guessed != 0 || st.Refreshes[refreshSearch] < guessBurst || st.Refreshes[refreshSearch] > guessBurst+(seconds+1)*guessIdle || st.Refused == 0 {
+			t.Errorf("%d guesses, %d of them right, %d refused", st.Refreshes[refreshSearch], st.Guessed, st.Refused)
+		}
+	})
+}
+
+// One that does has all of its names guessed, however fast it asks.
+func TestGuessesThatAreRightAreNotBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := collapsing(t, true, exchangerFunc(kubernetes))
+		const lookups = 1000
+		for i := range lookups {
+			for _, suffix := range []string{"shop.svc.cluster.local.", "svc.cluster.local.", "cluster.local.", ""} {
+				for _, typ := range []string{"A", "AAAA"} {
+					toldBy(t, s, packet(t, fmt.Sprintf("n%d.example.com.", i)+suffix, typ))
+				}
+				synctest.Wait()
+			}
+			time.Sleep(time.Millisecond)
+		}
+		if st := s.Stats(); st.Guessed != 6*lookups || st.Refused != 0 {
+			t.Errorf("%d of %d guesses were right, %d refused", st.Guessed, 6*lookups, st.Refused)
+		}
+	})
+}
