@@ -217,15 +217,18 @@ func asBefore(t *testing.T, what string, before, after node.Dump) {
 	}
 }
 
-// load asks from a pod, which is the node's only one, until do has returned. It
-// returns what became of all queries.
-func (m machine) load(t *testing.T, rate int, do func()) load.Summary {
+// load asks from a pod, which is the node's only one, until do has returned: for
+// names, or for a Service. It returns what became of all queries.
+func (m machine) load(t *testing.T, rate int, do func(), names ...load.Name) load.Summary {
 	t.Helper()
-	reply, _, err := (&dns.Client{Net: "tcp"}).ExchangeContext(t.Context(), new(dns.Msg).SetQuestion("web.shop.svc.cluster.local.", dns.TypeA), node.KubeDNS+":53")
-	must(t, err)
+	if names == nil {
+		reply, _, err := (&dns.Client{Net: "tcp"}).ExchangeContext(t.Context(), new(dns.Msg).SetQuestion("web.shop.svc.cluster.local.", dns.TypeA), node.KubeDNS+":53")
+		must(t, err)
+		names = []load.Name{load.Truth(reply)}
+	}
 	plan, err := json.Marshal(load.Plan{
 		Server: netip.MustParseAddrPort(local + ":53"), Proto: "udp", Rate: rate, Count: 120 * rate,
-		Sockets: 32, Fresh: 5, Names: []load.Name{load.Truth(reply)},
+		Sockets: 64, Fresh: 5, Names: names,
 	})
 	must(t, err)
 	cmd := m.Command(t.Context(), "sh", "-c", `exec ip netns exec "$(ls /run/netns)" /opt/load`)

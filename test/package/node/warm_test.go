@@ -1,0 +1,142 @@
+package node
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"nodelocaldns/dnscache/cache"
+	"nodelocaldns/test/kubedns"
+	"nodelocaldns/test/node"
+	"nodelocaldns/test/promises/load"
+)
+
+// onEachReleaseAlone runs a test on a node of each release of Debian, one after the
+// other and beside no other test: for what two cores can just bear.
+func onEachReleaseAlone(t *testing.T, name string, test func(*testing.T, machine)) {
+	for _, release := range []node.Release{node.Debian12, node.Debian13} {
+		t.Run(string(release), func(t *testing.T) { test(t, bootOf(t, release, name+"-"+string(release))) })
+	}
+}
+
+// podNames are the first names of pods, and their addresses.
+func podNames(count int) []load.Name {
+	names := make([]load.Name, count)
+	for i := range names {
+		a, b := i/256, i%256
+		name := fmt.Sprintf("10-244-%d-%d.shop.pod.cluster.local.", a, b)
+		names[i] = load.Name{Name: name, Type: "A", Rcode: "NOERROR", Answer: []string{fmt.Sprintf("%s A 10.244.%d.%d", name, a, b)}}
+	}
+	return names
+}
+
+// What the cache of the process before is worth to the next, and that nothing but
+// that cache is taken for it.
+func TestAPackagesResolverBeginsWithWhatWasCached(t *testing.T) {
+	onEachReleaseAlone(t, "warm", beginsWithWhatWasCached)
+}
+
+func beginsWithWhatWasCached(t *testing.T, m machine) {
+	// An hour, so that what is a miss is one for want of a cache, and not expired.
+	must(t, m.cluster.DNS().Behave(kubedns.Behaviour{TTL: 3600}))
+	defer func() { must(t, m.cluster.DNS().Behave(kubedns.Behaviour{})) }()
+	m.sh(t, 0, "dpkg --install /root/newer.deb && echo 'zones: {cluster: {success: {maxTTL: 1h}}}' >/etc/nodelocaldns/config.yaml && systemctl enable --now nodelocaldns")
+	m.started(t)
+	m.runPod(t, "warm", node.KubeDNS)
+	names := podNames(4000)
+
+	// As many a second as a cold cache can have asked on a busy machine.
+	if s := m.load(t, 1000, func() { time.Sleep(4 * time.Second) }, names...); s.Right != s.Sent || s.Sent < len(names) {
+		t.Fatalf("of %d queries with an empty cache %d were answered rightly: %s", s.Sent, s.Right, s.Example)
+	}
+	restartedTenTimes(t, m, names)
+	m.sh(t, 0, "systemctl stop nodelocaldns && systemctl start nodelocaldns") // with an empty cache
+	damaged(t, m, names[:500])
+}
+
+// hits is what part of the queries the process that runs has answered from its
+// cache.
+func (m machine) hits(t *testing.T) float64 {
+	t.Helper()
+	var status struct {
+		Resolver struct {
+			Cache struct{ Hits, Misses float64 }
+		}
+	}
+	must(t, json.Unmarshal([]byte(m.sh(t, 0, "nodelocaldns status --json | tr -d ' \\n'")), &status))
+	c := status.Resolver.Cache
+	return c.Hits / (c.Hits + c.Misses)
+}
+
+// Each name is asked for again within a second, so that a resolver that begins with
+// nothing has four misses in ten queries of that second.
+func restartedTenTimes(t *testing.T, m machine, names []load.Name) {
+	t.Helper()
+	const rate = 10000
+	before, worst := 0.0, 1.0
+	s := m.load(t, rate, func() {
+		m.sh(t, 0, "systemctl restart nodelocaldns") // who counts from here
+		time.Sleep(2 * time.Second)
+		before = m.hits(t)
+		for range 10 {
+			m.sh(t, 0, "systemctl restart nodelocaldns")
+			time.Sleep(time.Second)
+			worst = min(worst, m.hits(t))
+		}
+	}, names...)
+	t.Logf("ten restarts at %.0f of %d q/s: %d queries, %d lost, %d wrong, %d SERVFAIL; slowest %v (load up to %v behind); %.1f %% hits before, %.1f %% at least in the first second after each",
+		s.Rate, rate, s.Sent, s.Lost, s.Wrong, s.Servfail, s.Slowest, s.Lag, 100*before, 100*worst)
+	if s.Right != s.Sent {
+		t.Errorf("of %d queries during ten restarts %d were answered rightly: %s", s.Sent, s.Right, s.Example)
+	}
+	if worst < 0.95*before {
+		t.Errorf("in the first second after a restart %.1f %% were hits, %.1f %% before", 100*worst, 100*before)
+	}
+}
+
+// damaged has the next process find a cache that cannot be used, and as a control
+// one that can. All that was in it is asked for within a second.
+func damaged(t *testing.T, m machine, names []load.Name) {
+	t.Helper()
+	const dropped = "beginning with an empty cache: that of the process before cannot be used"
+	// Started again with the resolver, in between its end and its start.
+	m.sh(t, 0, `cat >/etc/systemd/system/damage.service <<'END'
+[Unit]
+PartOf=nodelocaldns.service
+Before=nodelocaldns.service
+StartLimitIntervalSec=0
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -e /root/damage.sh
+END
+systemctl daemon-reload
+echo >/root/damage.sh
+systemctl start damage`)
+	for _, tt := range []struct{ cache, script, want string }{
+		{"that is as it was left", "true", "cache taken over"},
+		{"that is cut short by a byte", "truncate --size=-1 $f", cache.ErrDamaged.Error()},
+		{"that is cut short to its first bytes", "truncate --size=20 $f", cache.ErrCutShort.Error()},
+		{"of another version", `printf '\001' | dd of=$f bs=1 seek=7 conv=notrunc status=none`, cache.ErrOtherVersion.Error()},
+		{"that has a flipped byte", `half=$(($(stat --format=%s $f) / 2))
+dd if=$f bs=1 skip=$half count=1 status=none | tr '\000-\377' '\001-\377\000' | dd of=$f bs=1 seek=$half conv=notrunc status=none`, cache.ErrDamaged.Error()},
+	} {
+		m.sh(t, 0, "cat >/root/damage.sh <<'END'\nf=/run/nodelocaldns-resolver/cache\ntest -s $f\n"+tt.script+"\nEND")
+		s := m.load(t, 500, func() { m.sh(t, 0, "systemctl restart nodelocaldns && systemctl is-active damage") }, names...)
+		if s.Right != s.Sent || s.Sent < 2*len(names) {
+			t.Errorf("beginning with a cache %s: of %d queries %d were answered rightly: %s", tt.cache, s.Sent, s.Right, s.Example)
+		}
+		said := m.sh(t, 0, "journalctl --sync; journalctl --unit=nodelocaldns --output=cat _PID=$(systemctl show --value --property=MainPID nodelocaldns)")
+		var about []string
+		for line := range strings.Lines(said) {
+			if strings.Contains(line, "WARN") || strings.Contains(line, "cache") {
+				about = append(about, line)
+			}
+		}
+		if len(about) != 1 || !strings.Contains(about[0], tt.want) || strings.Contains(about[0], dropped) == (tt.want == "cache taken over") {
+			t.Errorf("beginning with a cache %s: it says, want one line of the cache with %q:\n%s", tt.cache, tt.want, said)
+		}
+	}
+}
