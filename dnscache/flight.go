@@ -254,7 +254,7 @@ func (s *Server) fly(fl *flight) {
 			a.Took = now - fl.began
 			if a.RCode == wire.NXDomain {
 				if s.isService(fl) {
-					a.MakeWhole(reply)
+					a.MakeWhole()
 				}
 				s.searchOn(fl)
 			}

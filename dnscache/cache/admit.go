@@ -3,6 +3,7 @@ package cache
 import (
 	"encoding/binary"
 	"errors"
+	"slices"
 	"time"
 
 	"nodelocaldns/dnscache/wire"
@@ -48,8 +49,9 @@ type Admission struct {
 
 	whole bool // see MakeWhole
 
-	start      int      // offset of the records in the reply
-	body       []byte   // the records, in the reply's own memory
+	reply      []byte   // as admitted: the reply's own memory, or where it had to be rewritten a copy
+	start      int      // offset of the records in it
+	body       []byte   // the records in it
 	ttls       []uint16 // offsets of TTLs in body
 	counts     [3]uint16
 	rotateFrom int // offset in body of an address set, its record size and count
@@ -65,7 +67,7 @@ var (
 )
 
 // Admit decides what of a reply is kept, and for how long. It is a pure
-// function of its arguments, but works in place: it writes TTLs into reply,
+// function of its arguments, but mostly works in place: it writes TTLs into reply,
 // and the admission points into it.
 //
 // key is the question (wire.AppendKey) and reply a message that
@@ -76,7 +78,9 @@ var (
 //     zone above such a name, additional ones to a name that an answer or
 //     authority record points at. What else upstream added is left out, and
 //     so is everything behind it and its OPT record (RFC 5452 6, RFC 6891
-//     6.2.6).
+//     6.2.6). Records of another class than IN are about no name at all.
+//   - Signatures and proofs of denial are for those who asked with DO, or for
+//     that very type (RFC 4035 3.2.1); other records stay, wherever they stand.
 //   - Records whose data is not what their type says make the reply
 //     malformed.
 //   - A TTL with its highest bit set is 0 (RFC 2181 8). Records of one set
@@ -86,7 +90,9 @@ var (
 //     the cap (RFC 2308 5); without SOA it is not kept.
 //   - Any other response code is a failure: kept for FailureTTL, without its
 //     records.
-//   - Owner names become pointers where the reply has none of its own.
+//   - Owner names become pointers where the reply has none of its own. Pointers
+//     to what is no name are replaced by what they lead to: TTLs count down, and
+//     addresses change places.
 //   - The reply to a question without RD is not kept: it says what upstream
 //     knew, not what is so.
 func Admit(key, reply []byte, caps Caps) (Admission, error) {
@@ -123,6 +129,17 @@ func Admit(key, reply []byte, caps Caps) (Admission, error) {
 		}
 	}
 	typ := wire.KeyType(key)
+	proof := func(r wire.Record) bool {
+		return !wire.KeyDO(key) && isProof(r.Type) && r.Type != typ && typ != wire.TypeANY
+	}
+	free := set.free(reply, start)
+	if slices.ContainsFunc(set.recs, proof) || !free && !set.sound(reply, start) {
+		var err error
+		if reply, err = set.rewrite(reply, start, proof); err != nil {
+			return a, err
+		}
+		free = set.free(reply, start)
+	}
 	a.Class = set.class(a.RCode, typ)
 	limit := caps.Success
 	if a.Class != Success {
@@ -135,8 +152,10 @@ func Admit(key, reply []byte, caps Caps) (Admission, error) {
 	if a.TTL == 0 {
 		a.Class = Uncached
 	}
-	set.compress(reply, start)
-	a.start, a.body = start, reply[start:set.end(start)]
+	if free {
+		set.compress(reply, start)
+	}
+	a.reply, a.start, a.body = reply, start, reply[start:set.end(start)]
 	a.counts = set.counts
 	a.ttls = make([]uint16, 0, len(set.recs))
 	for _, r := range set.recs {
@@ -238,7 +257,7 @@ func (s *recordSet) trim(msg, name []byte) error {
 		if !ok {
 			return ErrMalformed
 		}
-		if (r.Type == wire.TypeSOA || r.Type == wire.TypeNS) && chain.below(owner) {
+		if (r.Type == wire.TypeSOA || r.Type == wire.TypeNS) && r.Class == wire.ClassIN && chain.below(owner) {
 			apex = append(apex, owner...)
 			break
 		}
@@ -249,12 +268,14 @@ func (s *recordSet) trim(msg, name []byte) error {
 			return ErrMalformed
 		}
 		switch {
+		case r.Class != wire.ClassIN:
 		case chain.below(owner): // SOA, NS, DS of a zone above
+			continue
 		case r.Type != wire.TypeSOA && r.Type != wire.TypeNS && apex != nil && wire.IsSubdomain(owner, apex): // NSEC and its like
-		default:
-			s.cut(authoritySection, i)
-			return nil
+			continue
 		}
+		s.cut(authoritySection, i)
+		return nil
 	}
 	return s.trimAdditional(msg)
 }
@@ -267,11 +288,7 @@ func (s *recordSet) trimAdditional(msg []byte) error {
 	}
 	var targets nameSet
 	for _, r := range s.recs[:len(s.recs)-len(extra)] {
-		at, ok := targetOffset(r)
-		if !ok {
-			continue
-		}
-		if !targets.add(msg, at, r.End) {
+		if !targets.addTarget(msg, r) {
 			return ErrMalformed
 		}
 	}
@@ -281,27 +298,40 @@ func (s *recordSet) trimAdditional(msg []byte) error {
 		if !ok {
 			return ErrMalformed
 		}
-		if !targets.has(owner) {
+		if r.Class != wire.ClassIN || !targets.has(owner) {
 			s.cut(additionalSection, i)
 			return nil
+		}
+		// An alias of a service comes with what it leads to (RFC 9460 4.2).
+		if isService(r.Type) || r.Type == wire.TypeCNAME {
+			if !targets.addTarget(msg, r) {
+				return ErrMalformed
+			}
 		}
 	}
 	return nil
 }
 
-// targetOffset is where the data of a record names a host that additional
-// records may describe.
-func targetOffset(r wire.Record) (int, bool) {
+// addTarget adds the host that the data of a record names, and that additional
+// records may describe, if there is one; false where there should be.
+func (s *nameSet) addTarget(msg []byte, r wire.Record) bool {
+	at := r.Data
 	switch r.Type {
-	case wire.TypeNS:
-		return r.Data, true
+	case wire.TypeNS, wire.TypeCNAME:
 	case wire.TypeMX, wire.TypeSVCB, wire.TypeHTTPS:
-		return r.Data + 2, true // behind preference or priority
+		at += 2 // behind preference or priority
 	case wire.TypeSRV:
-		return r.Data + 6, true // behind priority, weight and port
+		at += 6 // behind priority, weight and port
+	default:
+		return true
 	}
-	return 0, false
+	if isService(r.Type) && at < r.End && msg[at] == 0 {
+		return s.add(msg, r.Name, r.Data) // the root stands for the owner (RFC 9460 2.5)
+	}
+	return s.add(msg, at, r.End)
 }
+
+func isService(typ uint16) bool { return typ == wire.TypeSVCB || typ == wire.TypeHTTPS }
 
 // follow collects the names that the answer leads through, and the index of
 // the first answer record that belongs to none of them, or -1. Records may
@@ -317,7 +347,7 @@ func (s *recordSet) follow(msg, name []byte) (*nameSet, int, error) {
 	for again := true; again; {
 		again = false
 		for i, r := range answer {
-			if belongs[i] {
+			if belongs[i] || r.Class != wire.ClassIN {
 				continue
 			}
 			owner, ok := wire.AppendName(buf[:0], msg, r.Name)
@@ -393,35 +423,29 @@ func (s *recordSet) setTTLs(msg []byte, limit uint32, denial bool) uint32 {
 }
 
 // intact reports whether a record's data is what its type says: addresses have
-// their length, and names that may be compressed (RFC 3597 4) end where they
-// should and do not point behind what is kept. Other data is the clients' to
-// read.
+// their length, and names end where they should and do not point behind what is
+// kept. Other data is the clients' to read.
 func intact(msg []byte, r wire.Record) bool {
 	switch r.Type {
 	case wire.TypeA:
 		return r.End-r.Data == 4
 	case wire.TypeAAAA:
 		return r.End-r.Data == 16
-	case wire.TypeNS, wire.TypeCNAME, wire.TypePTR, wire.TypeDNAME:
-		return endOfName(msg, r.Data) == r.End
-	case wire.TypeMX:
-		return endOfName(msg, r.Data+2) == r.End
-	case wire.TypeSRV:
-		return endOfName(msg, r.Data+6) == r.End
-	case wire.TypeSOA:
-		rname := endOfName(msg, r.Data)
-		return rname >= 0 && endOfName(msg, rname) == r.End-5*4
 	}
-	return true
+	var buf [wire.MaxName + 1]byte
+	at, n, ok := wire.DataNames(msg, r)
+	for _, off := range at[:n] {
+		if _, name := wire.AppendName(buf[:0], msg, off); !name {
+			return false
+		}
+	}
+	return ok
 }
 
-// endOfName is the offset behind the name at off, or -1 if it is none.
-func endOfName(msg []byte, off int) int {
-	var buf [wire.MaxName + 1]byte
-	if _, ok := wire.AppendName(buf[:0], msg, off); !ok {
-		return -1
-	}
-	return wire.SkipName(msg, off)
+// isProof reports whether records of a type are there for those alone who check
+// signatures.
+func isProof(typ uint16) bool {
+	return typ == wire.TypeRRSIG || typ == wire.TypeNSEC || typ == wire.TypeNSEC3
 }
 
 // minSOA is the shortest SOA data: two root names and five numbers, of which

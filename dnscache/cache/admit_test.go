@@ -20,6 +20,7 @@ type replyText struct {
 	rcode    int
 	flags    func(*dns.Msg)
 	records  string
+	do       bool // asked with DO
 }
 
 // pack makes the key and the packet of a reply.
@@ -47,7 +48,11 @@ func (r replyText) pack(t testing.TB) (key, reply []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return keyOf(t, name, dns.StringToType[typ]), reply
+	key = keyOf(t, name, dns.StringToType[typ])
+	if r.do {
+		key[len(key)-1] |= 1 << 0
+	}
+	return key, reply
 }
 
 func keyOf(t testing.TB, name string, typ uint16) []byte {
@@ -107,12 +112,30 @@ func TestAdmission(t *testing.T) {
 		{"an alias without data", replyText{question: "a. A", records: "answer a. 5 CNAME b.example.\nauthority example. 8 " + soa + "8"}, Denial, 5 * time.Second, "=", nil},
 		{"ANY", replyText{question: "a. ANY", records: "answer a. 20 TXT \"x\""}, Success, 20 * time.Second, "=", nil},
 		{"a DNAME", replyText{question: "x.a. A", records: "answer a. 20 DNAME b.\nanswer x.a. 20 CNAME x.b.\nanswer x.b. 20 A 1.2.3.4"}, Success, 20 * time.Second, "=", nil},
-		{"a signed DNAME", replyText{question: "x.a. A", records: "answer a. 20 DNAME b.\nanswer a. 20 RRSIG DNAME 8 1 20 20300101000000 20200101000000 1 a. AAAA\n" +
+		{"a signed DNAME", replyText{do: true, question: "x.a. A", records: "answer a. 20 DNAME b.\nanswer a. 20 RRSIG DNAME 8 1 20 20300101000000 20200101000000 1 a. AAAA\n" +
 			"answer x.a. 20 CNAME x.b.\nanswer x.b. 20 A 1.2.3.4"}, Success, 20 * time.Second, "=", nil},
 		{"authority and additional records", replyText{question: "w.a. A", records: "answer w.a. 20 A 1.2.3.4\nauthority a. 15 NS ns.a.\nadditional ns.a. 12 A 1.2.3.5"}, Success, 12 * time.Second, "=", nil},
 		{"hosts of an SRV", replyText{question: "_x._tcp.a. SRV", records: "answer _x._tcp.a. 20 SRV 0 0 53 b.\nadditional b. 20 A 1.2.3.5\nadditional b. 20 AAAA ::1"}, Success, 20 * time.Second, "=", nil},
 		{"hosts of an MX", replyText{question: "a. MX", records: "answer a. 20 MX 0 b.\nadditional b. 20 A 1.2.3.5"}, Success, 20 * time.Second, "=", nil},
 		{"hosts of an HTTPS", replyText{question: "a. HTTPS", records: "answer a. 20 HTTPS 1 b.\nadditional b. 20 A 1.2.3.5"}, Success, 20 * time.Second, "=", nil},
+
+		{"hosts of an SVCB by the owner's name", replyText{question: "a. SVCB", records: "answer a. 20 SVCB 1 .\nadditional a. 20 A 1.2.3.5"}, Success, 20 * time.Second, "=", nil},
+		{"what an alias of a service leads to", replyText{question: "a. HTTPS", records: "answer a. 20 HTTPS 0 b.\nadditional b. 20 HTTPS 1 c. alpn=h3\nadditional c. 20 CNAME d.\nadditional d. 20 AAAA ::1"}, Success, 20 * time.Second, "=", nil},
+
+		{"signatures for who asked for none", replyText{question: "a. A", records: "answer a. 20 CNAME b.example.\nanswer a. 3 RRSIG CNAME 8 1 20 20300101000000 20200101000000 1 a. AAAA\n" +
+			"answer b.example. 20 A 1.2.3.4\nanswer b.example. 4 RRSIG A 8 1 20 20300101000000 20200101000000 1 example. AAAA\nauthority example. 20 NS b.example.\nadditional b.example. 20 A 1.2.3.4"},
+			Success, 20 * time.Second, "answer a. 20 CNAME b.example.\nanswer b.example. 20 A 1.2.3.4\nauthority example. 20 NS b.example.\nadditional b.example. 20 A 1.2.3.4", nil},
+		{"proofs of a denial for who asked for none", replyText{question: "x.example. A", rcode: 3, records: "authority w.example. 3 NSEC z.example. A RRSIG NSEC\nauthority w.example. 3 RRSIG NSEC 8 1 9 20300101000000 20200101000000 1 example. AAAA\n" +
+			"authority hash.example. 3 NSEC3 1 0 0 - 0123456789ABCDEFGHIJKLMNOPQRSTUV A\nauthority example. 9 " + soa + "9"}, Denial, 9 * time.Second, "authority example. 9 " + soa + "9", nil},
+		{"signatures asked for by their type", replyText{question: "a. RRSIG", records: "answer a. 20 RRSIG A 8 1 20 20300101000000 20200101000000 1 a. AAAA\nauthority a. 20 NSEC b. A"},
+			Success, 20 * time.Second, "answer a. 20 RRSIG A 8 1 20 20300101000000 20200101000000 1 a. AAAA", nil},
+		{"a proof asked for by its type", replyText{question: "a. NSEC", records: "answer a. 20 NSEC b. A RRSIG NSEC"}, Success, 20 * time.Second, "=", nil},
+		{"signatures among all types", replyText{question: "a. ANY", records: "answer a. 20 A 1.2.3.4\nanswer a. 20 RRSIG A 8 1 20 20300101000000 20200101000000 1 a. AAAA"}, Success, 20 * time.Second, "=", nil},
+		{"keys and digests are data like any other", replyText{question: "a. DS", records: "answer a. 20 DS 1 8 2 00"}, Success, 20 * time.Second, "=", nil},
+
+		{"an answer of another class", replyText{question: "a. A", records: "answer a. 20 A 1.2.3.4\nanswer a. 20 A 6.6.6.6", flags: func(m *dns.Msg) { m.Answer[1].Header().Class = dns.ClassCHAOS }}, Success, 20 * time.Second, "answer a. 20 A 1.2.3.4", nil},
+		{"an authority of another class", replyText{question: "x.example. A", rcode: 3, records: "authority example. 9 " + soa + "9", flags: func(m *dns.Msg) { m.Ns[0].Header().Class = dns.ClassCHAOS }}, Uncached, 0, "", nil},
+		{"an additional record of another class", replyText{question: "a. MX", records: "answer a. 20 MX 0 b.\nadditional b. 20 A 6.6.6.6", flags: func(m *dns.Msg) { m.Extra[0].Header().Class = dns.ClassCHAOS }}, Success, 20 * time.Second, "answer a. 20 MX 0 b.", nil},
 
 		{"a foreign answer", replyText{question: "a. A", records: "answer a. 20 A 1.2.3.4\nanswer b. 20 A 6.6.6.6\nauthority a. 20 NS ns.a."}, Success, 20 * time.Second, "answer a. 20 A 1.2.3.4", nil},
 		{"a foreign answer in between", replyText{question: "a. A", records: "answer b. 20 A 6.6.6.6\nanswer a. 20 A 1.2.3.4"}, 0, 0, "", ErrForeign},
@@ -130,10 +153,10 @@ func TestAdmission(t *testing.T) {
 		{"no data", replyText{question: "example. AAAA", records: "authority example. 9 " + soa + "4"}, Denial, 4 * time.Second, "authority example. 4 " + soa + "4", nil},
 		{"no data for DS, by the parent", replyText{question: "x.example. DS", records: "authority example. 9 " + soa + "9"}, Denial, 9 * time.Second, "=", nil},
 		{"a denial behind an alias", replyText{question: "a. A", rcode: 3, records: "answer a. 7 CNAME x.example.\nauthority example. 9 " + soa + "9"}, Denial, 7 * time.Second, "=", nil},
-		{"a signed denial", replyText{question: "x.example. A", rcode: 3, records: "authority example. 9 " + soa + "9\nauthority example. 9 RRSIG SOA 8 1 9 20300101000000 20200101000000 1 example. AAAA\n" +
+		{"a signed denial", replyText{do: true, question: "x.example. A", rcode: 3, records: "authority example. 9 " + soa + "9\nauthority example. 9 RRSIG SOA 8 1 9 20300101000000 20200101000000 1 example. AAAA\n" +
 			"authority hash.example. 9 NSEC3 1 0 0 - 0123456789ABCDEFGHIJKLMNOPQRSTUV A"}, Denial, 9 * time.Second, "=", nil},
 		{"a denial without SOA", replyText{question: "x.example. A", rcode: 3}, Uncached, 0, "", nil},
-		{"a signed denial, proof first", replyText{question: "x.example. A", rcode: 3, records: "authority hash.example. 9 NSEC3 1 0 0 - 0123456789ABCDEFGHIJKLMNOPQRSTUV A\n" +
+		{"a signed denial, proof first", replyText{do: true, question: "x.example. A", rcode: 3, records: "authority hash.example. 9 NSEC3 1 0 0 - 0123456789ABCDEFGHIJKLMNOPQRSTUV A\n" +
 			"authority example. 9 " + soa + "9"}, Denial, 9 * time.Second, "=", nil},
 		{"a denial with another zone's SOA", replyText{question: "x.example. A", rcode: 3, records: "authority sample. 9 " + soa + "9"}, Uncached, 0, "", nil},
 		{"a referral", replyText{question: "x.example. A", records: "authority example. 9 NS ns.example.\nadditional ns.example. 9 A 1.2.3.4"}, Uncached, 0, "=", nil},
@@ -205,6 +228,21 @@ func chain(n int) string {
 	return b.String()
 }
 
+// A denial that answers for what is below its name, too, is made of what was admitted
+// and not of what came.
+func TestADenialIsWholeWithoutItsProof(t *testing.T) {
+	key, reply := replyText{question: "x.example. A", rcode: 3, records: "authority example. 3600 RRSIG SOA 8 1 9 20300101000000 20200101000000 1 example. AAAA\nauthority example. 3600 " + soa + "4"}.pack(t)
+	a, err := Admit(key, reply, Caps{30, 30})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.MakeWhole()
+	e := NewEntry(key, a, 0, 0)
+	if got, want := served(t, key, a), shown(t, "authority example. 4 "+soa+"4"); !e.Whole() || got != want {
+		t.Errorf("whole: %v\n%s\nwant\n%s", e.Whole(), got, want)
+	}
+}
+
 func TestAQuestionWithoutRecursionIsNotKept(t *testing.T) {
 	key, reply := replyText{question: "a. A", records: "answer a. 20 A 1.2.3.4"}.pack(t)
 	key[len(key)-1] |= 1 << 2
@@ -249,6 +287,14 @@ func TestBrokenDataIsMalformed(t *testing.T) {
 		{"a pointer of half a name", dns.TypePTR, []byte{3, 'a'}},
 		{"a preference without a host", wire.TypeMX, []byte{0, 1}},
 		{"half an SRV", wire.TypeSRV, []byte{0, 0, 0, 0, 0}},
+		{"half a pair of mailboxes", dns.TypeMINFO, []byte{0}},
+		{"a subtype without a host", dns.TypeAFSDB, []byte{0, 1}},
+		{"a mapping of one name", dns.TypePX, []byte{0, 1, 0}},
+		{"a NAPTR whose text ends behind it", dns.TypeNAPTR, []byte{0, 0, 0, 0, 0, 9, 0, 0}},
+		{"a NAPTR without its name", dns.TypeNAPTR, []byte{0, 0, 0, 0, 0, 0, 0}},
+		{"half a signature", wire.TypeRRSIG, make([]byte, 18)},
+		{"a service without a name", wire.TypeSVCB, []byte{0, 1}},
+		{"a proof that points forwards", wire.TypeNSEC, ptr(0x3F00)},
 		{"an SOA without numbers", wire.TypeSOA, []byte{0, 0}},
 		{"an SOA with a number too much", wire.TypeSOA, make([]byte, 2+24)},
 	} {

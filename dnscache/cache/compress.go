@@ -18,19 +18,14 @@ const (
 	// names of a chain.
 	maxTargets = 8
 	pointerLen = 2
+	fixedLen   = 10        // of a record, between its name and its data
 	maxPointer = 1<<14 - 1 // RFC 1035 4.1.4
 	pointer    = 0xC000
 )
 
 // compress shortens the owner names of s, whose first record is at start, in
-// place. It leaves a reply alone that has pointers into its records already:
-// they would have to move.
+// place. They must be free to move.
 func (s *recordSet) compress(msg []byte, start int) {
-	for _, r := range s.recs {
-		if !movable(msg, r, start) {
-			return
-		}
-	}
 	targets := append(make([]int, 0, maxTargets), wire.HeaderLen)
 	to := start
 	for i, r := range s.recs {
@@ -55,24 +50,99 @@ func (s *recordSet) compress(msg []byte, start int) {
 	}
 }
 
-// movable reports whether a record says the same when what lies between it and
-// start gets shorter: no name in it ends in a pointer to there. Types whose data nobody here can read may hide one.
-func movable(msg []byte, r wire.Record, start int) bool {
-	ok := pointsBefore(msg, r.Name, start)
-	switch r.Type {
-	case wire.TypeA, wire.TypeAAAA, wire.TypeTXT, wire.TypeSVCB, wire.TypeHTTPS, wire.TypeRRSIG:
-	case wire.TypeNS, wire.TypeCNAME, wire.TypePTR, wire.TypeDNAME:
-		ok = ok && pointsBefore(msg, r.Data, start)
-	case wire.TypeMX:
-		ok = ok && pointsBefore(msg, r.Data+2, start)
-	case wire.TypeSRV:
-		ok = ok && pointsBefore(msg, r.Data+6, start)
-	case wire.TypeSOA:
-		ok = ok && pointsBefore(msg, r.Data, start) && pointsBefore(msg, wire.SkipName(msg, r.Data), start)
-	default:
-		return false
+// free reports whether all records say the same when what lies between them and
+// start gets shorter: no name in them ends in a pointer to there. Types whose data
+// nobody here can read may hide one.
+func (s *recordSet) free(msg []byte, start int) bool {
+	for _, r := range s.recs {
+		if !pointsBefore(msg, r.Name, start) {
+			return false
+		}
+		switch r.Type {
+		case wire.TypeA, wire.TypeAAAA, wire.TypeTXT:
+			continue
+		}
+		at, n, _ := wire.DataNames(msg, r)
+		if n == 0 {
+			return false
+		}
+		for _, off := range at[:n] {
+			if !pointsBefore(msg, off, start) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// sound reports whether every pointer in the names of s leads to where a label
+// begins in a name before it, or to another pointer, and not into a TTL, an
+// address or whatever else.
+func (s *recordSet) sound(msg []byte, start int) bool {
+	var labels [(maxPointer + 1) / 8]byte
+	for at := wire.HeaderLen; at < start-4; at += 1 + int(msg[at]) {
+		labels[at/8] |= 1 << (at % 8)
+	}
+	ok := true
+	see := func(at int) {
+		for ; ; at += 1 + int(msg[at]) {
+			if at <= maxPointer {
+				labels[at/8] |= 1 << (at % 8)
+			}
+			if msg[at] >= pointer>>8 {
+				to := int(binary.BigEndian.Uint16(msg[at:]) &^ pointer)
+				ok = ok && labels[to/8]&(1<<(to%8)) != 0
+				return
+			}
+			if msg[at] == 0 {
+				return
+			}
+		}
+	}
+	for _, r := range s.recs {
+		see(r.Name)
+		at, n, _ := wire.DataNames(msg, r)
+		for _, off := range at[:n] {
+			see(off)
+		}
 	}
 	return ok
+}
+
+// rewrite leaves out the records for which drop is true, and returns a copy of msg
+// with the others: in it no name points at another, so none at what is gone.
+func (s *recordSet) rewrite(msg []byte, start int, drop func(wire.Record) bool) ([]byte, error) {
+	out := append(make([]byte, 0, 2*len(msg)), msg[:start]...)
+	kept, counts, recs := s.recs[:0], [3]uint16{}, s.recs
+	for section, n := range s.counts {
+		for _, r := range recs[:n] {
+			if drop(r) {
+				continue
+			}
+			moved := wire.Record{Name: len(out), Type: r.Type, Class: r.Class, TTL: r.TTL}
+			out, _ = wire.AppendSpelled(out, msg, r.Name)
+			out = append(out, msg[r.Data-fixedLen:r.Data]...)
+			moved.Data = len(out)
+			from := r.Data
+			at, names, _ := wire.DataNames(msg, r)
+			for _, off := range at[:names] {
+				out = append(out, msg[from:off]...)
+				out, _ = wire.AppendSpelled(out, msg, off)
+				from = wire.SkipName(msg, off)
+			}
+			out = append(out, msg[from:r.End]...)
+			moved.End = len(out)
+			if len(out) > wire.MaxMessage {
+				return nil, ErrMalformed
+			}
+			binary.BigEndian.PutUint16(out[moved.Data-2:], uint16(moved.End-moved.Data))
+			kept = append(kept, moved)
+			counts[section]++
+		}
+		recs = recs[n:]
+	}
+	s.recs, s.counts = kept, counts
+	return out, nil
 }
 
 // pointsBefore reports whether the name at off, which is one, has no pointer

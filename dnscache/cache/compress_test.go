@@ -1,12 +1,14 @@
 package cache
 
 import (
+	"encoding/binary"
 	"fmt"
 	"strings"
 	"testing"
 
 	"github.com/miekg/dns"
 
+	"nodelocaldns/dnscache/dnstest"
 	"nodelocaldns/dnscache/wire"
 )
 
@@ -28,7 +30,8 @@ func TestRepliesThatCameLongAreKeptShort(t *testing.T) {
 		{"a denial", replyText{question: "x.ns.svc.cluster.local. A", rcode: 3, records: "authority cluster.local. 30 " + soa + "30"}, 12 + 46},
 		{"targets outside the zone", replyText{question: "_x._tcp.a. SRV", records: "answer _x._tcp.a. 9 SRV 0 0 53 b.\nadditional b. 9 A 10.0.0.1\nadditional b. 9 AAAA ::1"}, 21 + 17 + 28},
 		{"many names", replyText{question: "a. ANY", records: many("answer a. 9 CNAME n%d.\n", "answer n%[1]d. 9 TXT x\n")}, 18*17 + 7*14 + 11*17},
-		{"a type that may hide names", replyText{question: "a.example. ANY", records: "answer a.example. 9 AFSDB 1 b.example.\nanswer a.example. 9 A 10.0.0.1"}, 34 + 25},
+		{"a type that may hide names", replyText{question: "a.example. ANY", records: "answer a.example. 9 TYPE65280 \\# 11 0162076578616d706c6500\nanswer a.example. 9 A 10.0.0.1"}, 32 + 25},
+		{"the host of an old type", replyText{question: "a.example. ANY", records: "answer a.example. 9 AFSDB 1 b.example.\nanswer a.example. 9 A 10.0.0.1"}, 25 + 16},
 	} {
 		t.Run(tt.what, func(t *testing.T) {
 			_, short := tt.pack(t)
@@ -73,5 +76,58 @@ func TestRepliesWithPointersAreLeftAlone(t *testing.T) {
 	}
 	if got := served(t, key, a); len(a.body) != want || !strings.Contains(got, "y.mail.test.") {
 		t.Errorf("%d bytes, want %d:\n%s", len(a.body), want, got)
+	}
+}
+
+// A pointer may lead to bytes that look like a name and are a TTL or an address. What
+// it stands for stays the same when those change.
+func TestPointersIntoWhatChangesAreResolved(t *testing.T) {
+	record := func(owner []byte, typ uint16, ttl uint32, data ...byte) []byte {
+		b := append(owner, byte(typ>>8), byte(typ), 0, 1)
+		b = binary.BigEndian.AppendUint32(b, ttl)
+		b = binary.BigEndian.AppendUint16(b, uint16(len(data)))
+		return append(b, data...)
+	}
+	const first = wire.HeaderLen + 3 + 4 // the first record: its owner is a pointer, and its TTL six bytes on
+	for _, tt := range []struct {
+		what    string
+		records [][]byte
+		want    string
+	}{
+		{"into a TTL", [][]byte{
+			record([]byte{0xC0, 12}, wire.TypeA, 0x01610003, 10, 0, 0, 1),
+			record([]byte{0xC0, first + 6}, wire.TypeA, 9, 10, 0, 0, 2),
+		}, "answer a. 9 A 10.0.0.2\nanswer a. 9 A 10.0.0.1"},
+		{"into an address that goes round", [][]byte{
+			record([]byte{0xC0, 12}, wire.TypeA, 9, 1, 'a', 0, 1),
+			record([]byte{0xC0, 12}, wire.TypeA, 9, 10, 0, 0, 2),
+			record([]byte{0xC0, 12}, wire.TypeMX, 9, 0, 0, 0xC0, first+12),
+		}, "answer a. 9 A 10.0.0.2\nanswer a. 9 A 1.97.0.1\nanswer a. 9 MX 0 a."},
+		{"into a type that nobody knows", [][]byte{
+			record([]byte{0xC0, 12}, 65280, 9, 1, 'b', 0),
+			record([]byte{0xC0, 12}, wire.TypeCNAME, 9, 0xC0, first+12),
+			record([]byte{0xC0, first + 12}, wire.TypeA, 9, 10, 0, 0, 2),
+		}, "answer a. 9 TYPE65280 \\# 3 016200\nanswer a. 9 CNAME b.\nanswer b. 9 A 10.0.0.2"},
+	} {
+		reply := wire.AppendHeader(nil, 0, wire.FlagQR, 1, uint16(len(tt.records)), 0, 0)
+		reply = append(reply, 1, 'a', 0, 0, 1, 0, 1)
+		for _, r := range tt.records {
+			reply = append(reply, r...)
+		}
+		key := keyOf(t, "a.", wire.TypeA)
+		a, err := Admit(key, reply, Caps{30, 30})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := NewEntry(key, a, 0, 0)
+		q := wire.Query{Question: []byte{1, 'a', 0, 0, 1, 0, 1}}
+		e.AppendReply(nil, &q, 0, wire.MaxMessage)
+		got, err := dnstest.Format(e.AppendReply(nil, &q, 0, wire.MaxMessage))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, got, _ := strings.Cut(got, "\n"); got != tt.want {
+			t.Errorf("%s: served\n%s\nwant\n%s", tt.what, got, tt.want)
+		}
 	}
 }

@@ -10,9 +10,8 @@ import (
 // for all names below that one (RFC 8020): a name that ends in a pointer to the
 // question says something else in a reply to another question. It changes nothing where
 // there are other records; proofs (NSEC) are about the name that was asked for.
-//
-// reply is what the admission was made from.
-func (a *Admission) MakeWhole(reply []byte) {
+func (a *Admission) MakeWhole() {
+	reply := a.reply
 	if a.counts != [3]uint16{authoritySection: 1} || a.Class == Success {
 		return
 	}

@@ -29,9 +29,9 @@ func ParseAsk(words []string) (Ask, error) {
 	if len(words) < 2 {
 		return a, fmt.Errorf("ask wants a name and a type")
 	}
-	typ, ok := dns.StringToType[words[1]]
-	if !ok {
-		return a, fmt.Errorf("unknown type %q", words[1])
+	typ, err := parseType(words[1])
+	if err != nil {
+		return a, err
 	}
 	m := new(dns.Msg).SetQuestion(words[0], typ)
 	m.Id = 4711
@@ -75,9 +75,21 @@ func ParseAsk(words []string) (Ask, error) {
 	if edns {
 		m.Extra = append(m.Extra, opt)
 	}
-	var err error
 	a.Packet, err = m.Pack()
 	return a, err
+}
+
+// parseType reads the name of a type, which may be TYPE and its number (RFC 3597 5).
+func parseType(s string) (uint16, error) {
+	if typ, ok := dns.StringToType[s]; ok {
+		return typ, nil
+	}
+	digits, _ := strings.CutPrefix(s, "TYPE")
+	n, err := strconv.ParseUint(digits, 10, 16)
+	if err != nil {
+		return 0, fmt.Errorf("unknown type %q", s)
+	}
+	return uint16(n), nil
 }
 
 // shown is how many records of a section are shown where there are many.
@@ -137,8 +149,8 @@ func Format(packet []byte) (string, error) {
 				break
 			}
 			h := *rr.Header()
-			data := strings.TrimPrefix(rr.String(), rr.Header().String())
-			fmt.Fprintf(&b, "\n%s %s %d %s %s", section.name, h.Name, h.Ttl, dns.TypeToString[h.Rrtype], data)
+			data := strings.SplitN(rr.String(), "\t", 5)[4] // behind name, TTL, class and type
+			fmt.Fprintf(&b, "\n%s %s %d %s %s", section.name, h.Name, h.Ttl, dns.Type(h.Rrtype), data)
 		}
 	}
 	return b.String(), nil
@@ -149,7 +161,7 @@ func question(m *dns.Msg) string {
 		return fmt.Sprintf("(%d questions)", len(m.Question))
 	}
 	q := m.Question[0]
-	s := q.Name + " " + dns.TypeToString[q.Qtype]
+	s := q.Name + " " + dns.Type(q.Qtype).String()
 	if q.Qclass != dns.ClassINET {
 		s += " " + dns.ClassToString[q.Qclass]
 	}

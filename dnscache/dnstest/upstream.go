@@ -94,8 +94,11 @@ func (p *paragraph) question(words []string) error {
 		return errors.New("want NAME TYPE")
 	}
 	p.name = words[0]
-	if p.typ = dns.StringToType[words[1]]; p.typ == 0 && words[1] != "*" {
-		return fmt.Errorf("unknown type %q", words[1])
+	if words[1] != "*" {
+		var err error
+		if p.typ, err = parseType(words[1]); err != nil {
+			return err
+		}
 	}
 	for _, w := range words[2:] {
 		key, value, _ := strings.Cut(w, "=")

@@ -70,6 +70,16 @@ const maxPointers = 126
 // than the one before (RFC 1035 4.1.4: "a prior occurrence"), so it ends, and
 // there is one at most for each label.
 func AppendName(dst, msg []byte, off int) ([]byte, bool) {
+	begin := len(dst)
+	dst, ok := AppendSpelled(dst, msg, off)
+	for i, c := range dst[begin:] {
+		dst[begin+i] = lower(c)
+	}
+	return dst, ok
+}
+
+// AppendSpelled is AppendName with the letters as they are.
+func AppendSpelled(dst, msg []byte, off int) ([]byte, bool) {
 	begin, limit, pointers := len(dst), off, 0
 	for off < len(msg) {
 		n := int(msg[off])
@@ -90,7 +100,7 @@ func AppendName(dst, msg []byte, off int) ([]byte, bool) {
 		case n > 63 || off+n+1 > len(msg) || len(dst)-begin+n+1 > MaxName:
 			return dst, false
 		}
-		dst = AppendFold(dst, msg[off:off+n+1])
+		dst = append(dst, msg[off:off+n+1]...)
 		off += n + 1
 	}
 	return dst, false

@@ -62,6 +62,8 @@ const (
 	TypeDNAME uint16 = 39
 	TypeOPT   uint16 = 41
 	TypeRRSIG uint16 = 46
+	TypeNSEC  uint16 = 47
+	TypeNSEC3 uint16 = 50
 	TypeSVCB  uint16 = 64
 	TypeHTTPS uint16 = 65
 	TypeTKEY  uint16 = 249
@@ -69,6 +71,24 @@ const (
 	TypeIXFR  uint16 = 251
 	TypeAXFR  uint16 = 252
 	TypeANY   uint16 = 255
+
+	typeMD      uint16 = 3
+	typeMF      uint16 = 4
+	typeMB      uint16 = 7
+	typeMG      uint16 = 8
+	typeMR      uint16 = 9
+	typeMINFO   uint16 = 14
+	typeRP      uint16 = 17
+	typeAFSDB   uint16 = 18
+	typeRT      uint16 = 21
+	typeNSAPPTR uint16 = 23
+	typeSIG     uint16 = 24
+	typePX      uint16 = 26
+	typeNXT     uint16 = 30
+	typeNAPTR   uint16 = 35
+	typeKX      uint16 = 36
+	typeTALINK  uint16 = 58
+	typeLP      uint16 = 107
 
 	ClassIN uint16 = 1
 	ClassCH uint16 = 3
@@ -282,6 +302,9 @@ func AppendKey(dst []byte, q *Query) []byte {
 func SplitKey(key []byte) (name []byte, recursive bool) {
 	return key[:len(key)-3], key[len(key)-1]&keyRD0 == 0
 }
+
+// KeyDO reports whether a key asks for DNSSEC records.
+func KeyDO(key []byte) bool { return key[len(key)-1]&keyDO != 0 }
 
 // KeyType is the record type in a key.
 func KeyType(key []byte) uint16 { return binary.BigEndian.Uint16(key[len(key)-3:]) }
