@@ -111,6 +111,7 @@ type Zone struct {
 	Success, Denial Limits
 	Transport       Transport
 	Policy          upstream.Policy // of several servers, which one is asked first
+	RandomizeCase   bool            // questions over UDP have their letters in random case (upstream.RandomCase)
 	Stale           Stale
 }
 

@@ -1,6 +1,7 @@
 package dnscache
 
 import (
+	"io"
 	"net/netip"
 	"slices"
 	"sync"
@@ -66,8 +67,9 @@ func network(now func() time.Time) exchangers {
 }
 
 // newRoutes builds the routes of a configuration whose node resolvers, where
-// it wants any, are node.
-func newRoutes(cfg Config, node []netip.AddrPort, make exchangers, counters *upstreamCounters, now func() time.Time) *routes {
+// it wants any, are node. random is read from many goroutines, by upstream.RandomCase
+// alone.
+func newRoutes(cfg Config, node []netip.AddrPort, make exchangers, counters *upstreamCounters, now func() time.Time, random io.Reader) *routes {
 	r := &routes{bySuffix: map[string]*route{}}
 	tls := func(a upstream.Addr) upstream.Exchanger {
 		if e := make(a.AddrPort, TLS); e != nil {
@@ -91,6 +93,9 @@ func newRoutes(cfg Config, node []netip.AddrPort, make exchangers, counters *ups
 				s.TCP, s.TCPCounters = make(a.AddrPort, TCP), counters.of(a.AddrPort, TCP)
 				if z.Transport == TransportUDP || z.Transport == TransportAuto && !slices.Contains(cfg.ClusterDNS, a.AddrPort) {
 					s.UDP, s.UDPCounters = make(a.AddrPort, UDP), counters.of(a.AddrPort, UDP)
+					if z.RandomizeCase {
+						s.UDP = &upstream.RandomCase{Exchanger: s.UDP, Random: random}
+					}
 				}
 			}
 			g.Servers = append(g.Servers, s)

@@ -38,7 +38,7 @@ func TestWhoIsAskedForWhatAndHow(t *testing.T) {
 	cfg.StubDomains = []StubDomain{{Zone: "corp.example", Servers: []upstream.Addr{secure, {AddrPort: netip.MustParseAddrPort("10.96.0.10:53")}}}}
 	r := newRoutes(cfg, nil, func(server netip.AddrPort, p Proto) upstream.Exchanger {
 		return asking(fmt.Sprintf("%s over %s", server, p))
-	}, &upstreamCounters{}, time.Now)
+	}, &upstreamCounters{}, time.Now, nil)
 	var b strings.Builder
 	for _, rt := range r.all {
 		fmt.Fprintf(&b, "%s: policy %d\n", ZoneKinds[rt.zone], rt.group.Policy)
@@ -72,7 +72,7 @@ external: policy 1
 func TestNoTwoRoutesShareAConnection(t *testing.T) {
 	cfg := testConfig(kubeDNS)
 	cfg.StubDomains = []StubDomain{{Zone: "corp.example", Servers: upstream.Plain([]netip.AddrPort{kubeDNS})}}
-	r := newRoutes(cfg, nil, network(time.Now), &upstreamCounters{}, time.Now)
+	r := newRoutes(cfg, nil, network(time.Now), &upstreamCounters{}, time.Now, nil)
 	seen := map[upstream.Exchanger]bool{}
 	for _, rt := range r.all {
 		for _, s := range rt.group.Servers {

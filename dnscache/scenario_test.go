@@ -376,6 +376,8 @@ func (c *conversation) configure(words []string) {
 		c.cfg.Upstreams = Upstreams{Source: ServerList, Servers: upstream.Plain(addrs(1))}
 	case words[0] == "tcp": // only, for a zone
 		zones[words[1]].Transport = TransportTCP
+	case words[0] == "random": // letters, for a zone
+		zones[words[1]].RandomizeCase = true
 	case words[0] == "stub":
 		c.cfg.StubDomains = append(c.cfg.StubDomains, StubDomain{words[1], upstream.Plain(addrs(2))})
 	case words[0] == "stale": // ZONE FOR [denial]

@@ -143,7 +143,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 }
 
 func (s *Server) newState(cfg Config, node []netip.AddrPort, now time.Duration) *state {
-	return &state{cfg, node, newRoutes(cfg, node, s.exchanger, &s.upstreams, s.wallClock), newSearchPath(cfg), now}
+	return &state{cfg, node, newRoutes(cfg, node, s.exchanger, &s.upstreams, s.wallClock, s.random), newSearchPath(cfg), now}
 }
 
 // now is the time on the server's clock: since it was made, never backwards.

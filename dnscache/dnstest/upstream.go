@@ -29,8 +29,12 @@ import (
 // EDNS), and xN, to answer N times only. In place of an answer there may stand
 // silent, refused (the connection), or loops (the server asks us; with cd, it
 // sets that flag). "after
-// DURATION" delays it. Flags are aa, ad, tc, and bare for a reply without EDNS;
-// "fill N NAME" adds N address records.
+// DURATION" delays it. Flags are aa, ad, tc, bare for a reply without EDNS, options
+// for one with a cookie, an extended error and an option of nobody's, and folds for
+// one that has the question in lower case; "fill N NAME" adds N address records.
+//
+// As servers do, they find names in any case, and spell a record's name as the
+// question has it.
 type Upstream struct {
 	// Asked is told of every question; it may be called at the same time from
 	// many goroutines.
@@ -51,7 +55,7 @@ type paragraph struct {
 
 	silent, refused, loops, setCD bool
 	after                         time.Duration
-	bareReply                     bool
+	bareReply, options, folds     bool
 	reply                         dns.Msg
 }
 
@@ -164,6 +168,8 @@ func (p *paragraph) answer(words []string) error {
 		p.reply.AuthenticatedData = slices.Contains(words, "ad")
 		p.reply.Truncated = slices.Contains(words, "tc")
 		p.bareReply = slices.Contains(words, "bare")
+		p.options = slices.Contains(words, "options")
+		p.folds = slices.Contains(words, "folds")
 	default:
 		return fmt.Errorf("unknown word %q", words[0])
 	}
@@ -222,8 +228,23 @@ func (s *scripted) Exchange(ctx context.Context, query, buf []byte) ([]byte, err
 	m.SetReply(q)
 	m.Rcode, m.Authoritative, m.AuthenticatedData, m.Truncated = rcode, p.reply.Authoritative, p.reply.AuthenticatedData, p.reply.Truncated
 	m.RecursionAvailable, m.Compress = true, true
+	if p.folds {
+		m.Question[0].Name = dns.CanonicalName(m.Question[0].Name)
+	}
+	for _, rr := range m.Answer {
+		if h := rr.Header(); strings.EqualFold(h.Name, m.Question[0].Name) {
+			h.Name = m.Question[0].Name
+		}
+	}
 	if q.IsEdns0() != nil && !p.bareReply {
 		m.SetEdns0(4096, q.IsEdns0().Do())
+	}
+	if p.options {
+		opt := m.IsEdns0()
+		opt.Option = append(opt.Option,
+			&dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: "0123456789abcdef0123456789abcdef"},
+			&dns.EDNS0_EDE{InfoCode: dns.ExtendedErrorCodeBlocked, ExtraText: "upstream"},
+			&dns.EDNS0_LOCAL{Code: dns.EDNS0LOCALSTART, Data: []byte{1}})
 	}
 	reply, err := m.Pack()
 	if err != nil {
@@ -240,7 +261,7 @@ func (u *Upstream) find(server netip.AddrPort, proto string, q *dns.Msg) *paragr
 	defer u.mu.Unlock()
 	for _, p := range u.script {
 		edns := q.IsEdns0() != nil
-		if p.name != "*" && p.name != q.Question[0].Name || p.typ != 0 && p.typ != q.Question[0].Qtype ||
+		if p.name != "*" && !strings.EqualFold(p.name, q.Question[0].Name) || p.typ != 0 && p.typ != q.Question[0].Qtype ||
 			p.at != "" && p.at != server.Addr().String() || p.over != "" && p.over != proto ||
 			p.edns && !edns || p.bare && edns || p.times == 0 {
 			continue

@@ -49,7 +49,7 @@ type Server struct {
 }
 
 // ask asks s for key: over UDP if it has that, and over TCP if not, or if the
-// reply is truncated. It is the question's nth try, from 0 on; hedge says that it is
+// reply is truncated or its question spelled differently (RandomCase). It is the question's nth try, from 0 on; hedge says that it is
 // made because a reply was late. The third try goes over TCP in any case: where
 // every flow takes a path of its own, as to the endpoints of a ClusterIP, half of
 // which are gone, a connection that has been answered on is worth more than a
@@ -74,13 +74,17 @@ const overTCP = 2
 func (s *Server) transports(ctx context.Context, now func() time.Time, query []byte, nth int, hedge bool) ([]byte, error) {
 	if s.UDP != nil && nth != overTCP {
 		reply, err := s.timed(ctx, now, s.UDP, query, s.UDPCounters, nth, hedge)
-		if err != nil || wire.Flags(reply)&wire.FlagTC == 0 {
+		switch {
+		case errors.Is(err, errOtherCase):
+			// Whoever that was: over a connection it is the server.
+		case err != nil || wire.Flags(reply)&wire.FlagTC == 0:
 			return reply, err
+		default:
+			// A server that truncates its reply answers. Were this not noted, those of
+			// TCP alone would count, and where that does not get through a few large
+			// replies would make the server dead for all other questions, too.
+			s.replied(now())
 		}
-		// A server that truncates its reply answers. Were this not noted, those of
-		// TCP alone would count, and where that does not get through a few large
-		// replies would make the server dead for all other questions, too.
-		s.replied(now())
 	}
 	reply, err := s.timed(ctx, now, s.TCP, query, s.TCPCounters, nth, hedge)
 	if err == nil && wire.Flags(reply)&wire.FlagTC != 0 {

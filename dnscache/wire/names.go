@@ -56,10 +56,10 @@ func DataNames(msg []byte, r Record) (at [2]int, n int, ok bool) {
 	return at, n, n == 0 || l.rest < 0 || off+l.rest == r.End
 }
 
-// Respell gives the names of a reply the letters that a question was meant to
-// have: wherever one repeats the end of the name sent, letter for letter, it gets
-// those of name, which is the same but for their case. The question itself has to
-// be sent's. A reply whose records cannot be read is left alone from there on.
+// Respell gives the names of a reply the letters that its question was meant to
+// have: where one ends as sent does, letter for letter, it gets those of name, which
+// is sent but for their case. The question has to be about sent. From a record on
+// that cannot be read the reply is left alone.
 func Respell(reply, sent, name []byte) {
 	copy(reply[HeaderLen:], name)
 	off := HeaderLen + len(name) + 4
@@ -85,20 +85,18 @@ func respellName(msg []byte, off int, sent, name []byte) {
 	if !ok {
 		return
 	}
-	for ; msg[off] != 0 && msg[off] < compressionPointer; off, full = off+1+int(msg[off]), full[1+int(full[0]):] {
+	end := off
+	for msg[end] != 0 && msg[end] < compressionPointer {
+		end += 1 + int(msg[end])
+	}
+	for off < end {
 		from := len(name) - len(full)
-		if from < 0 || !startsLabel(name, from) || !EqualFold(full, name[from:]) {
-			continue
+		if from >= 0 && startsLabel(name, from) && EqualFold(full, name[from:]) && string(msg[off:end]) == string(sent[from:from+end-off]) {
+			copy(msg[off:end], name[from:])
+			return
 		}
-		for i := off; msg[i] != 0 && msg[i] < compressionPointer; {
-			end := i + 1 + int(msg[i])
-			for ; i < end; i++ {
-				if at := from + i - off; msg[i] == sent[at] {
-					msg[i] = name[at]
-				}
-			}
-		}
-		return
+		n := 1 + int(msg[off])
+		off, full = off+n, full[n:]
 	}
 }
 

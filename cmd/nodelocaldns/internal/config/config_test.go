@@ -52,7 +52,7 @@ func TestTheReferenceSaysWhatTheCodeDoes(t *testing.T) {
 
 func TestEveryKeyOfTheReferenceHasAComment(t *testing.T) {
 	// The second and later of a row of alike keys need none.
-	alike := []string{"success:", "denial:", "entries:", "maxTTL:", "transport:", "policy:", "serveStale: auto", "net.netfilter."}
+	alike := []string{"success:", "denial:", "entries:", "maxTTL:", "transport:", "policy:", "randomizeCase:", "serveStale: auto", "net.netfilter."}
 	for i, line := range strings.Split(string(Reference), "\n") {
 		key := strings.TrimSpace(line)
 		if key == "" || strings.Contains(line, "# ") || !strings.HasPrefix(line, " ") ||
@@ -106,7 +106,7 @@ cache: {maxBytes: 1536KiB, serveStale: {for: 2h, answerTTL: 7s, clientTimeout: 2
 searchPath: {collapse: false}
 zones:
   cluster: {success: {entries: 1, maxTTL: 2s}, denial: {entries: 3, maxTTL: 0}, transport: auto, policy: random, serveStale: {for: 3h, denial: false}}
-  reverse: {success: {entries: 4, maxTTL: 1h30m}, denial: {entries: 0, maxTTL: 168h}, transport: udp, policy: round-robin, serveStale: {for: 0s, answerTTL: 1s, clientTimeout: 800ms, denial: true}}
+  reverse: {success: {entries: 4, maxTTL: 1h30m}, denial: {entries: 0, maxTTL: 168h}, transport: udp, policy: round-robin, randomizeCase: true, serveStale: {for: 0s, answerTTL: 1s, clientTimeout: 800ms, denial: true}}
   external: {success: {entries: 5, maxTTL: 6s}, denial: {entries: 7, maxTTL: 8s}, transport: tcp}
 stubDomains:
   Corp.Example.: [192.0.2.1, "192.0.2.2:5353", tls://192.0.2.5#DNS.Example.]
@@ -131,7 +131,7 @@ func TestEveryKeyIsRead(t *testing.T) {
 	prefetch := dnscache.Prefetch{At: 25, MinHits: 3}
 	zones := Zones{
 		Cluster:  dnscache.Zone{Success: limits(1, 2*time.Second), Denial: limits(3, 0), Transport: dnscache.TransportAuto, Policy: upstream.Random, Stale: ofCluster},
-		Reverse:  dnscache.Zone{Success: limits(4, 90*time.Minute), Denial: limits(0, 168*time.Hour), Transport: dnscache.TransportUDP, Policy: upstream.RoundRobin, Stale: ofReverse},
+		Reverse:  dnscache.Zone{Success: limits(4, 90*time.Minute), Denial: limits(0, 168*time.Hour), Transport: dnscache.TransportUDP, Policy: upstream.RoundRobin, RandomizeCase: true, Stale: ofReverse},
 		External: dnscache.Zone{Success: limits(5, 6*time.Second), Denial: limits(7, 8*time.Second), Transport: dnscache.TransportTCP, Stale: stale},
 	}
 	upstreams := dnscache.Upstreams{
@@ -372,6 +372,7 @@ func TestRejected(t *testing.T) {
 		{"TLS twice", "upstreams: ['tls://192.0.2.1:853#dns.example', 'tls://192.0.2.1#DNS.example']\n", `1: upstreams[1]: found "tls://192.0.2.1#DNS.example", allowed: each server once`},
 		{"TLS to kube-dns", "cluster: {dns: ['tls://192.0.2.1#dns.example']}\n", `1: cluster.dns[0]: found "tls://192.0.2.1#dns.example", allowed: an address or address:port (kube-dns is asked without TLS)`},
 		{"certificates in a relative file", "tls: {caFile: ca.pem}\n", `1: tls.caFile: found "ca.pem", allowed: an absolute file name, or "" for the system's`},
+		{"a case that is no yes or no", "zones: {external: {randomizeCase: random}}\n", `1: zones.external.randomizeCase: found "random", allowed: true or false`},
 		{"an unknown policy", "zones: {external: {policy: fastest}}\n", `1: zones.external.policy: found "fastest", allowed: sequential, random, round-robin`},
 		{"the root as stub domain", "stubDomains: {.: [1.1.1.1]}\n", `1: stubDomains..: found ".", allowed: a domain name below the root, with a list of servers`},
 		{"the cluster domain as stub domain", "stubDomains: {Cluster.Local: [1.1.1.1]}\n", `1: stubDomains.Cluster.Local: found "Cluster.Local", allowed: a zone other than cluster.domain, which cluster.dns answers`},

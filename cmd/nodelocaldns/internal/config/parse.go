@@ -272,6 +272,7 @@ func (r *reader) zone(key string, z *dnscache.Zone) field {
 		limits("denial", &z.Denial),
 		r.to("transport", word(&z.Transport, "auto, tcp, udp", transports)),
 		r.to("policy", word(&z.Policy, "sequential, random, round-robin", policies)),
+		r.to("randomizeCase", boolean(&z.RandomizeCase)),
 		field{"serveStale", func(path string, n *yaml.Node) {
 			if s, ok := text(n, "!!str"); ok && s == wordAuto {
 				return

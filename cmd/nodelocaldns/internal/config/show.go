@@ -98,6 +98,7 @@ func (c Config) YAML() []byte {
 		p("    denial: {entries: %d, maxTTL: %s}", z.Denial.Entries, z.Denial.MaxTTL)
 		p("    transport: %s", spelled(transports, z.Transport))
 		p("    policy: %s", spelled(policies, z.Policy))
+		p("    randomizeCase: %t", z.RandomizeCase)
 		if z.Stale == c.Cache.ServeStale {
 			p("    serveStale: %s", wordAuto)
 		} else {
