@@ -193,6 +193,26 @@ func (s Settings) unseen() string {
 
 func (s Settings) memory() int64 { return baseBytes + 2*s.CacheBytes }
 
+// Root is what the resolver has as its root directory. systemd makes it with the
+// sockets, and what RootCommands are make what is in it.
+const Root = "/run/nodelocaldns-root"
+
+// RootCommands are programs and their arguments, to be run in the root one after the
+// other. Run again they make what is missing.
+func RootCommands() [][]string {
+	text, err := files.ReadFile(Socket)
+	if err != nil {
+		panic(err) // not reached: it is embedded
+	}
+	var out [][]string
+	for line := range strings.Lines(string(text)) {
+		if command, ok := strings.CutPrefix(line, "ExecStartPre=-"); ok {
+			out = append(out, strings.Fields(command))
+		}
+	}
+	return out
+}
+
 func wantedBy(text []byte) string {
 	_, rest, _ := bytes.Cut(text, []byte("\nWantedBy="))
 	name, _, _ := bytes.Cut(rest, []byte("\n"))

@@ -14,6 +14,7 @@ import (
 	"nodelocaldns/host/kubelet"
 	"nodelocaldns/host/standby"
 	"nodelocaldns/host/systemd"
+	"nodelocaldns/units"
 )
 
 func (a *app) guardCommand() *cobra.Command {
@@ -97,7 +98,7 @@ func (a *app) standBy(p *plans) (func(ctx context.Context), error) {
 		bus := new(systemd.Bus)
 		defer bus.Close()
 		standby.Run(ctx, standby.Deps{
-			Systemd: standby.Units{Bus: bus},
+			Systemd: standby.Units{Bus: bus, Root: units.Root},
 			Dir:     fsys.Dir(d.RunDir),
 			Wanted: func() (bool, error) {
 				phase, err := gate.Phase()

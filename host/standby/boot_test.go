@@ -196,6 +196,9 @@ func TestARealSystemdKeepsTheSocketsAfterItHasGivenUp(t *testing.T) {
 	if got := n.property(units.Socket, "Result"); got != "success" {
 		t.Errorf("the socket: %s", got)
 	}
+	if _, err := os.Lstat(n.units.Root + "/run/systemd/notify"); err != nil {
+		t.Errorf("the resolver was started without a root: %v", err)
+	}
 	stop()
 }
 
@@ -206,7 +209,7 @@ func begin(t *testing.T) *realNode {
 		cancel()
 		bus.Close()
 	})
-	n := &realNode{t: t, ctx: ctx, units: Units{bus}, dir: fsys.Dir(t.TempDir())}
+	n := &realNode{t: t, ctx: ctx, units: Units{bus, filepath.Join(t.TempDir(), "root")}, dir: fsys.Dir(t.TempDir())}
 	n.changed = n.units.Changed(ctx)
 	return n
 }

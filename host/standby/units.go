@@ -1,8 +1,14 @@
 package standby
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -12,7 +18,14 @@ import (
 )
 
 // Units are our units on the running node: a Systemd.
-type Units struct{ Bus *systemd.Bus }
+type Units struct {
+	Bus *systemd.Bus
+
+	// Root is where the resolver has its root, as a rule units.Root. It is made
+	// before the resolver is started; "" leaves that to systemd, which does it for
+	// new sockets alone.
+	Root string
+}
 
 // Look is Systemd.
 func (u Units) Look(ctx context.Context) (Snapshot, error) { return look(ctx, u.Bus) }
@@ -97,12 +110,36 @@ func (u Units) Do(ctx context.Context, a Action) error {
 	case StopRelay:
 		return queue(systemd.Stop, units.Relay)
 	case StartResolver:
-		return queue(systemd.Start, units.Resolver)
+		return errors.Join(makeRoot(ctx, u.Root), queue(systemd.Start, units.Resolver))
 	case StopResolver:
 		return queue(systemd.Stop, units.Resolver)
 	}
 	return fmt.Errorf("no such action: %s", a)
 }
+
+// makeRoot makes what is missing of the resolver's root. Who has removed it, or some
+// of it, has the resolver fail with 226/NAMESPACE for as long as there are sockets.
+func makeRoot(ctx context.Context, root string) error {
+	if root == "" {
+		return nil
+	}
+	if err := os.Mkdir(root, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("making the resolver's root: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, rootTimeout)
+	defer cancel()
+	for _, args := range units.RootCommands() {
+		cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+		cmd.Dir = root
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("making the resolver's root: %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(out))
+		}
+	}
+	return nil
+}
+
+// rootTimeout is for four programs that make a link or two.
+const rootTimeout = 5 * time.Second
 
 // Changed is Systemd.
 func (u Units) Changed(ctx context.Context) <-chan struct{} {

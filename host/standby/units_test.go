@@ -2,6 +2,9 @@ package standby
 
 import (
 	"context"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -75,5 +78,67 @@ func TestALookIsOfOneMoment(t *testing.T) {
 	}
 	if s, err := look(t.Context(), &restarting{forever: true}); err == nil {
 		t.Errorf("%+v of a unit that changes for ever", s)
+	}
+}
+
+// tree is what is in a directory, a link as systemd's tmpfiles.d has it.
+func tree(t *testing.T, root string) (out []string) {
+	t.Helper()
+	err := filepath.WalkDir(root, func(file string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(root, file)
+		if target, notLink := os.Readlink(file); notLink == nil {
+			name += " -> " + target
+		} else if info, ierr := e.Info(); ierr == nil {
+			name += " " + info.Mode().String()
+		}
+		out = append(out, name)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func TestTheResolversRootIsMadeAgain(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "root")
+	want := []string{
+		". drwxr-xr-x",
+		"lib -> usr/lib",
+		"run drwxr-xr-x",
+		"run/NetworkManager -> /node/run/NetworkManager",
+		"run/connman -> /node/run/connman",
+		"run/netconfig -> /node/run/netconfig",
+		"run/nodelocaldns -> /node/run/nodelocaldns",
+		"run/resolvconf -> /node/run/resolvconf",
+		"run/systemd drwxr-xr-x",
+		"run/systemd/notify -> /node/run/systemd/notify",
+		"run/systemd/resolve -> /node/run/systemd/resolve",
+		"var drwxr-xr-x",
+		"var/run -> ../run",
+	}
+	for _, gone := range []string{".", "nothing", "run", "run/systemd/notify", "lib", "var/run"} {
+		if err := os.RemoveAll(filepath.Join(root, gone)); err != nil {
+			t.Fatal(err)
+		}
+		if err := makeRoot(t.Context(), root); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, tree(t, root)); diff != "" {
+			t.Errorf("after %s was removed (-want +got):\n%s", gone, diff)
+		}
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := makeRoot(t.Context(), file); err == nil {
+		t.Error("a file is taken for the root")
+	}
+	if err := makeRoot(t.Context(), ""); err != nil {
+		t.Errorf("without one: %v", err)
 	}
 }

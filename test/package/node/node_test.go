@@ -378,6 +378,13 @@ func worksAgainAfterARollbackAndARemoval(t *testing.T, m machine) {
 	}
 	contains(t, "plan", m.sh(t, 3, "nodelocaldns plan"), "satisfied  link/", "window/kubelet")
 
+	// Who empties /run takes the resolver's root, too, with which it starts.
+	m.sh(t, 1, "rm -r /run/nodelocaldns-root && systemctl restart nodelocaldns")
+	m.eventually(t, "systemctl is-active nodelocaldns && ! systemctl is-active nodelocaldns-relay")
+	if got := m.states(t); got != running {
+		t.Errorf("after the resolver's root was removed:\n%s", got)
+	}
+
 	// One that an administrator has stopped stays so.
 	m.sh(t, 0, "systemctl stop nodelocaldns")
 	m.sh(t, 0, "dpkg --install /root/older.deb")
