@@ -5,6 +5,7 @@ package dnstest
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -15,8 +16,9 @@ import (
 //
 //	NAME TYPE [WORD...]
 //
-// where a word is +ad, +cd, +do, -rd, edns=SIZE, version=N, cookie (an EDNS
-// option), class=CLASS, tcp, or xN for N clients at once.
+// where a word is +ad, +cd, +do, -rd, +z (the bit that must be zero), edns=SIZE,
+// version=N, cookie (an EDNS option), class=CLASS, opcode=OPCODE, questions=N, tcp, or
+// xN for N clients at once.
 type Ask struct {
 	Packet []byte
 	TCP    bool
@@ -47,6 +49,12 @@ func ParseAsk(words []string) (Ask, error) {
 			m.CheckingDisabled = true
 		case w == "-rd":
 			m.RecursionDesired = false
+		case w == "+z":
+			m.Zero = true
+		case key == "opcode":
+			m.Opcode = dns.StringToOpcode[value]
+		case key == "questions":
+			m.Question = slices.Repeat(m.Question, n)
 		case w == "+do":
 			edns = true
 			opt.SetDo()
@@ -105,6 +113,9 @@ func Format(packet []byte) (string, error) {
 	var b strings.Builder
 	b.WriteString(question(m))
 	opt := m.IsEdns0()
+	if m.Opcode != dns.OpcodeQuery {
+		b.WriteString(" " + dns.OpcodeToString[m.Opcode])
+	}
 	if m.Response {
 		rcode := dns.RcodeToString[m.Rcode]
 		if m.Rcode == dns.RcodeBadVers {
