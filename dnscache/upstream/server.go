@@ -58,14 +58,21 @@ type Server struct {
 func (s *Server) ask(ctx context.Context, now func() time.Time, key []byte, nth int, hedge bool) ([]byte, error) {
 	query := wire.AppendUpstreamQuery(make([]byte, 0, 512), 0, key, true)
 	reply, err := s.transports(ctx, now, query, nth, hedge)
-	if err == nil {
-		switch wire.RCode(reply) {
-		case wire.FormErr, wire.NotImp:
-			query = wire.AppendUpstreamQuery(query[:0], 0, key, false)
-			return s.transports(ctx, now, query, nth, hedge)
-		}
+	if err == nil && !knowsEDNS(reply) {
+		query = wire.AppendUpstreamQuery(query[:0], 0, key, false)
+		return s.transports(ctx, now, query, nth, hedge)
 	}
 	return reply, err
+}
+
+// knowsEDNS reports whether whoever sent reply can tell what EDNS is, version 0 of
+// it (RFC 6891 6.1.3).
+func knowsEDNS(reply []byte) bool {
+	switch wire.RCode(reply) {
+	case wire.FormErr, wire.NotImp:
+		return false
+	}
+	return !wire.IsBadVers(reply)
 }
 
 // overTCP is the try that goes over TCP, counted from 0.

@@ -217,3 +217,27 @@ func Flags(msg []byte) uint16 { return binary.BigEndian.Uint16(msg[2:]) }
 
 // RCode is the response code in the header, without EDNS's high bits.
 func RCode(msg []byte) int { return int(Flags(msg) & rcodeMask) }
+
+// IsBadVers reports whether msg says that the version of EDNS is not known. Its
+// response code has bits in the OPT record, and there is nothing else to it
+// (RFC 6891 6.1.3).
+func IsBadVers(msg []byte) bool {
+	if RCode(msg) != BadVers&int(rcodeMask) || binary.BigEndian.Uint16(msg[6:]) != 0 {
+		return false
+	}
+	off := HeaderLen
+	if binary.BigEndian.Uint16(msg[4:]) == 1 {
+		off = SkipName(msg, off) + 4
+	}
+	for off >= HeaderLen && off < len(msg) {
+		r, ok := NextRecord(msg, off)
+		if !ok {
+			break
+		}
+		if r.Type == TypeOPT {
+			return r.TTL>>24 == BadVers>>4
+		}
+		off = r.End
+	}
+	return false
+}

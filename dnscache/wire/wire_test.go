@@ -259,6 +259,35 @@ func TestOnlyTheReplyToAQueryIsItsReply(t *testing.T) {
 	}
 }
 
+func TestBadVersIsInTheOPTRecord(t *testing.T) {
+	says := func(rcodeHigh byte) []byte {
+		return cat(name(), u16(TypeOPT, 1232), []byte{rcodeHigh, 0, 0, 0}, u16(0))
+	}
+	question := cat(name("www", "example"), u16(TypeA, ClassIN))
+	record := cat(question, u16(0, 30, 4), u16(0, 0))
+	for _, tt := range []struct {
+		what string
+		msg  []byte
+		want bool
+	}{
+		{"BADVERS", cat(header(FlagQR, 1, 0, 0, 1), question, says(1)), true},
+		{"without the question", cat(header(FlagQR, 0, 0, 0, 1), says(1)), true},
+		{"behind another record", cat(header(FlagQR, 1, 0, 0, 2), question, record, says(1)), true},
+		{"an OPT record of success", cat(header(FlagQR, 1, 0, 0, 1), question, says(0)), false},
+		{"another extended code", cat(header(FlagQR, 1, 0, 0, 1), question, says(2)), false},
+		{"a code of its own in the header", cat(header(FlagQR|Refused, 1, 0, 0, 1), question, says(1)), false},
+		{"an answer", cat(header(FlagQR, 1, 1, 0, 1), question, record, says(1)), false},
+		{"no OPT record", cat(header(FlagQR, 1, 0, 0, 0), question), false},
+		{"cut short", cat(header(FlagQR, 1, 0, 0, 1), question, says(1)[:8]), false},
+		{"cut short in the question", cat(header(FlagQR, 1, 0, 0, 1), question[:5]), false},
+		{"a header", header(FlagQR, 1, 0, 0, 1), false},
+	} {
+		if got := IsBadVers(tt.msg); got != tt.want {
+			t.Errorf("%s: %t, want %t", tt.what, got, tt.want)
+		}
+	}
+}
+
 func TestNamesInTextBecomeWireForm(t *testing.T) {
 	for s, want := range map[string]string{
 		"":                    "00",
