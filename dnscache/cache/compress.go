@@ -9,8 +9,8 @@ import (
 // CoreDNS compresses no reply that fits without, and over TCP all do. Kept as
 // they come, ten addresses of a headless service would fill the 512 bytes of a
 // client without EDNS, where kube-dns itself puts twenty-nine over UDP. So
-// owner names that stand for the question's, or one seen before, become
-// pointers to it.
+// owner names, and where aliases lead, become pointers to the question's name or
+// one seen before, as far as they end alike: so a chain of a dozen aliases fits, too.
 
 const (
 	// maxTargets bounds the names that may be pointed at, and with it the work
@@ -23,31 +23,60 @@ const (
 	pointer    = 0xC000
 )
 
-// compress shortens the owner names of s, whose first record is at start, in
-// place. They must be free to move.
+// compress shortens the owner names of s, whose first record is at start, and the
+// targets of its aliases, in place. They must be free to move.
 func (s *recordSet) compress(msg []byte, start int) {
-	targets := append(make([]int, 0, maxTargets), wire.HeaderLen)
-	to := start
+	c := compressor{msg: msg, to: start, targets: append(make([]int, 0, maxTargets), wire.HeaderLen)}
 	for i, r := range s.recs {
-		moved := wire.Record{Name: to, Type: r.Type, Class: r.Class, TTL: r.TTL}
+		moved := wire.Record{Name: c.to, Type: r.Type, Class: r.Class, TTL: r.TTL}
 		fixed := r.TTLOffset() - 4 // where type and class are
-		if at := find(msg, targets, r.Name); at > 0 && fixed-r.Name > pointerLen {
-			binary.BigEndian.PutUint16(msg[to:], pointer|uint16(at))
-			to += pointerLen
+		c.name(r.Name, fixed)
+		c.copy(fixed, r.Data)
+		moved.Data = c.to
+		if r.Type == wire.TypeCNAME {
+			c.name(r.Data, r.End)
+			binary.BigEndian.PutUint16(msg[moved.Data-2:], uint16(c.to-moved.Data))
 		} else {
-			if at == 0 && to <= maxPointer && len(targets) < maxTargets {
-				targets = append(targets, to)
-			}
-			to += copy(msg[to:], msg[r.Name:fixed])
+			c.copy(r.Data, r.End)
 		}
-		moved.Data = to + r.Data - fixed
-		to += copy(msg[to:], msg[fixed:r.End])
-		moved.End = to
-		if r.Type == wire.TypeCNAME && moved.Data <= maxPointer && len(targets) < maxTargets {
-			targets = append(targets, moved.Data)
-		}
+		moved.End = c.to
 		s.recs[i] = moved
 	}
+}
+
+// A compressor writes records again, further to the front of the message that they
+// are in.
+type compressor struct {
+	msg     []byte
+	to      int
+	targets []int // names that may be pointed at
+}
+
+func (c *compressor) copy(from, end int) { c.to += copy(c.msg[c.to:], c.msg[from:end]) }
+
+// name writes the name that begins at from and ends before end: its first labels,
+// and a pointer to where the rest stands already.
+func (c *compressor) name(from, end int) {
+	var buf [wire.MaxName + 1]byte
+	name, ok := wire.AppendName(buf[:0], c.msg, from)
+	at, rest := 0, from
+	for ok && c.msg[rest] != 0 && c.msg[rest] < pointer>>8 {
+		if at = find(c.msg, c.targets, name); at > 0 {
+			break
+		}
+		n := 1 + int(c.msg[rest])
+		rest, name = rest+n, name[n:]
+	}
+	if rest > from && c.to <= maxPointer && len(c.targets) < maxTargets {
+		c.targets = append(c.targets, c.to)
+	}
+	if at == 0 {
+		c.copy(from, end)
+		return
+	}
+	c.copy(from, rest)
+	binary.BigEndian.PutUint16(c.msg[c.to:], pointer|uint16(at))
+	c.to += pointerLen
 }
 
 // free reports whether all records say the same when what lies between them and
@@ -159,16 +188,11 @@ func pointsBefore(msg []byte, off, start int) bool {
 	return msg[off] == 0 || int(last&^pointer) < start
 }
 
-// find is where the name at off stands in one of targets, whole or as its
-// end; 0 if in none.
-func find(msg []byte, targets []int, off int) int {
-	var want, have [wire.MaxName + 1]byte
-	name, ok := wire.AppendName(want[:0], msg, off)
-	if !ok {
-		return 0
-	}
+// find is where a name stands in one of targets, whole or as its end; 0 if in none.
+func find(msg []byte, targets []int, name []byte) int {
+	var buf [wire.MaxName + 1]byte
 	for _, at := range targets {
-		full, _ := wire.AppendName(have[:0], msg, at)
+		full, _ := wire.AppendName(buf[:0], msg, at)
 		// Labels that are spelled out there; behind them a pointer or the root.
 		for at <= maxPointer && msg[at] != 0 && msg[at] < pointer>>8 {
 			if string(full) == string(name) {

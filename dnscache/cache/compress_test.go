@@ -26,7 +26,8 @@ func TestRepliesThatCameLongAreKeptShort(t *testing.T) {
 	}{
 		{"an address set", replyText{question: "web.ns.svc.cluster.local. A", records: set.String()}, 29 * 16},
 		{"a chain", replyText{question: "a.example. A", records: "answer a.example. 9 CNAME web.b.test.\nanswer web.b.test. 9 A 10.0.0.1\nanswer web.b.test. 9 A 10.0.0.2"}, 24 + 16 + 16},
-		{"a chain back to front", replyText{question: "a.example. A", records: "answer web.b.test. 9 A 10.0.0.1\nanswer a.example. 9 CNAME web.b.test."}, 26 + 24},
+		{"a chain back to front", replyText{question: "a.example. A", records: "answer web.b.test. 9 A 10.0.0.1\nanswer a.example. 9 CNAME web.b.test."}, 26 + 14},
+		{"a long chain in one zone", replyText{question: "c.a.example. A", records: "answer c.a.example. 9 CNAME c0.a.example.\n" + links(12) + "answer c12.a.example. 9 A 10.0.0.1"}, 8*17 + 2*20 + 21 + 2*22 + 20},
 		{"a denial", replyText{question: "x.ns.svc.cluster.local. A", rcode: 3, records: "authority cluster.local. 30 " + soa + "30"}, 12 + 46},
 		{"targets outside the zone", replyText{question: "_x._tcp.a. SRV", records: "answer _x._tcp.a. 9 SRV 0 0 53 b.\nadditional b. 9 A 10.0.0.1\nadditional b. 9 AAAA ::1"}, 21 + 17 + 28},
 		{"many names", replyText{question: "a. ANY", records: many("answer a. 9 CNAME n%d.\n", "answer n%[1]d. 9 TXT x\n")}, 18*17 + 7*14 + 11*17},
@@ -54,6 +55,15 @@ func TestRepliesThatCameLongAreKeptShort(t *testing.T) {
 			}
 		})
 	}
+}
+
+// links are n aliases, each to the next.
+func links(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "answer c%d.a.example. 9 CNAME c%d.a.example.\n", i, i+1)
+	}
+	return b.String()
 }
 
 func many(formats ...string) string {
