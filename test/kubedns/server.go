@@ -81,7 +81,7 @@ type Server struct {
 // Listen serves on addr, an address and port, over UDP and TCP. Port 0 takes
 // one that is free for both. The caller closes the server.
 func Listen(addr string) (*Server, error) {
-	z, err := parseZone(clusterZone)
+	z, err := cluster()
 	if err != nil {
 		return nil, err
 	}
@@ -203,9 +203,7 @@ func (s *Server) serveDNS(w dns.ResponseWriter, req *dns.Msg) {
 	if b.Rcode != "" {
 		m.Rcode = dns.StringToRcode[b.Rcode]
 	} else {
-		s.zone.answer(m, q)
-		m.Authoritative = local(q.Name)
-		m.RecursionAvailable = !m.Authoritative
+		m = s.zone.reply(req)
 		setTTL(m, b.TTL)
 	}
 	limit := dns.MaxMsgSize

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync"
 
 	"github.com/miekg/dns"
 )
@@ -39,6 +40,30 @@ func parseZone(text string) (*zone, error) {
 		return nil, fmt.Errorf("reading the zone: %w", err)
 	}
 	return z, nil
+}
+
+// cluster is the zone that the stand-in serves.
+var cluster = sync.OnceValues(func() (*zone, error) { return parseZone(clusterZone) })
+
+// Answer is what the stand-in says to req, a query with one question, unless it
+// was told to behave otherwise: always the same. The reply has no OPT record, and is as
+// long as it is. It is the caller's.
+func Answer(req *dns.Msg) (*dns.Msg, error) {
+	z, err := cluster()
+	if err != nil {
+		return nil, err
+	}
+	return z.reply(req), nil
+}
+
+// reply is the reply to a query with one question.
+func (z *zone) reply(req *dns.Msg) *dns.Msg {
+	q := req.Question[0]
+	m := new(dns.Msg).SetReply(req)
+	z.answer(m, q)
+	m.Authoritative = local(q.Name)
+	m.RecursionAvailable = !m.Authoritative
+	return m
 }
 
 // addNames makes name and the names above it exist. Names that begin with an
