@@ -46,6 +46,21 @@ type waiter struct {
 	after bool // upstream has answered somebody since the question was begun
 }
 
+// clientsOf is how many of those who wait are some.
+func clientsOf(waiters []waiter) (n uint64) {
+	for i := range waiters {
+		if isClient(waiters[i].peer) {
+			n++
+		}
+	}
+	return n
+}
+
+func isClient(p peer) bool {
+	_, flight := p.(above)
+	return !flight
+}
+
 // A flight is one question to upstream and everybody who waits for it.
 type flight struct {
 	key   []byte
@@ -107,7 +122,9 @@ func (s *Server) join(key []byte, q *wire.Query, p peer) {
 		fl = nil // a reload has come between: others are to be asked now
 	}
 	if fl != nil && len(fl.waiters) < maxWaiters {
-		f.joined++
+		if isClient(p) {
+			f.joined++
+		}
 		fl.waiters = append(fl.waiters, waiter{q.Clone(), p, now, s.answeredSince(rt, fl.began)})
 		fl.unasked = 0
 		if fl.guessed() {
@@ -121,7 +138,9 @@ func (s *Server) join(key []byte, q *wire.Query, p peer) {
 		f.mu.Unlock()
 		return
 	} else if fl != nil || f.closed {
-		f.shed++
+		if isClient(p) {
+			f.shed++
+		}
 		f.mu.Unlock()
 		p.deliver(q, s.refusal(key, rt, now), now)
 		return
@@ -199,7 +218,7 @@ func (f *flights) drop(fl *flight) []waiter {
 	}
 	waiters := fl.waiters
 	fl.waiters, fl.landed = nil, true
-	f.shed += uint64(len(waiters))
+	f.shed += clientsOf(waiters)
 	if f.byKey[string(fl.key)] == fl {
 		delete(f.byKey, string(fl.key))
 	}
@@ -237,8 +256,12 @@ func (s *Server) fly(fl *flight) {
 	})
 	defer timer.Stop()
 	defer fl.cancel()
-	if above := s.askAbove(fl); above != nil {
-		s.deny(fl, above)
+	switch denial, late := s.askAbove(fl); {
+	case denial != nil:
+		s.deny(fl, denial)
+		return
+	case late:
+		s.land(fl, cache.NewFailure(fl.key, wire.ServFail, wire.EDENetworkError, fl.route.zone, s.now()), silent)
 		return
 	}
 	reply, err = fl.route.group.Exchange(fl.ctx, fl.key)
@@ -331,7 +354,7 @@ func (s *Server) land(fl *flight, e *cache.Entry, how landing) {
 		case t.ttl > 0 && how == silent && !fl.again:
 			s.askAgain(fl, t.Entry, now)
 		case t.Entry == e && how != usable:
-			f.late += uint64(len(fl.waiters))
+			f.late += clientsOf(fl.waiters)
 		}
 	} else if fl = s.keep(fl, e); fl == nil {
 		f.mu.Unlock()

@@ -100,30 +100,34 @@ func (s *Server) denied(st *state, rt *route, key []byte, now time.Duration) *ca
 }
 
 // askAbove asks whether there is the service that a flight's name lies below, and
-// returns its denial; nil where the name itself is to be asked for.
-func (s *Server) askAbove(fl *flight) *cache.Entry {
+// returns its denial; nil where there is none, and the name itself is to be asked for.
+// late says that this was in vain until it was too late for those who wait: one silence
+// is enough for upstream.
+func (s *Server) askAbove(fl *flight) (denial *cache.Entry, late bool) {
 	key := s.state.Load().search.above(nil, fl.key, fl.route)
 	if key == nil {
-		return nil
+		return nil, false
 	}
 	// One that has been there most likely is still. If not, the name's own denial
 	// tells.
 	if e := s.cache.Get(key); e != nil && (e.Class() == cache.Success || e.Class() == cache.Denial && e.RCode() == wire.NoError) {
-		return nil
+		return nil, false
 	}
 	word := make(above, 1)
 	s.join(key, &wire.Query{}, word)
 	select {
 	case t := <-word:
 		if t.ttl == 0 && t.Whole() {
-			return t.Entry
+			return t.Entry, false
 		}
+		return nil, t.Class() == cache.Failure && s.now() >= fl.began+fl.wait
 	case <-fl.ctx.Done():
+		return nil, true
 	}
-	return nil
 }
 
-// above is a flight that waits for word of the name above its own.
+// above is a flight that waits for word of the name above its own. It is no client: who
+// waits for it is counted there.
 type above chan told
 
 func (a above) client() netip.Addr { return several }
@@ -234,7 +238,7 @@ func (g *guess) one(key, then []byte) {
 	e := g.s.cache.Get(key)
 	switch {
 	case len(name) > wire.MaxName, f.closed, f.byKey[string(key)] != nil, e != nil && e.Fresh(g.now),
-		rt.loop.closed.Load(), rt.group.Dead(g.s.start.Add(g.now)):
+		rt.loop.closed.Load(), rt.group.Dead(g.s.start.Add(g.now)), g.s.shares.limit.Load() > 0:
 	case f.mayBegin(&f.guesses, g.now, 0):
 		fl := g.s.beginForNobody(g.st, rt, key, e, g.now, refreshSearch)
 		fl.sought = then

@@ -9,10 +9,11 @@ import (
 // MakeWhole has the denial of a name spell out its SOA record, so that it can answer
 // for all names below that one (RFC 8020): a name that ends in a pointer to the
 // question says something else in a reply to another question. It changes nothing where
-// there are other records; proofs (NSEC) are about the name that was asked for.
+// there are other records, or upstream says that it validated: proofs (NSEC) are about
+// the name that was asked for, and AD is not to be invented for others (RFC 6840 5.8).
 func (a *Admission) MakeWhole() {
 	reply := a.reply
-	if a.counts != [3]uint16{authoritySection: 1} || a.Class == Success {
+	if a.counts != [3]uint16{authoritySection: 1} || a.Class == Success || a.AD {
 		return
 	}
 	soa, ok := wire.NextRecord(reply, a.start)
