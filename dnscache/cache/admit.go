@@ -400,26 +400,36 @@ func (s *recordSet) class(rcode int, typ uint16) Class {
 	return Uncached // a referral, or a denial that does not say for how long
 }
 
-// setTTLs writes the TTLs that clients are to see and returns the lowest.
+// setTTLs writes the TTLs that clients are to see and returns the lowest. Those of
+// one set need not stand together.
 func (s *recordSet) setTTLs(msg []byte, limit uint32, denial bool) uint32 {
-	lowest := limit
-	for from := 0; from < len(s.recs); {
-		first, to := s.recs[from], from
-		ttl := limit
-		for to < len(s.recs) && sameSet(msg, first, s.recs[to]) {
-			r := s.recs[to]
-			ttl = min(ttl, sane(r.TTL))
-			if denial && r.Type == wire.TypeSOA && r.End-r.Data >= minSOA {
-				ttl = min(ttl, sane(binary.BigEndian.Uint32(msg[r.End-4:])))
+	const few = len(s.room)
+	of, ttls := make([]int, 0, few), make([]uint32, 0, few) // the set of each record; the TTL of each set
+	sets := map[string]int{}
+	var room [wire.MaxName + 4]byte
+	for i, r := range s.recs {
+		if i > 0 && sameSet(msg, s.recs[i-1], r) {
+			of = append(of, of[i-1])
+		} else {
+			key := appendSet(room[:0], msg, r)
+			set, ok := sets[string(key)]
+			if !ok {
+				set = len(ttls)
+				sets[string(key)] = set
+				ttls = append(ttls, limit)
 			}
-			to++
+			of = append(of, set)
 		}
-		for ; from < to; from++ {
-			binary.BigEndian.PutUint32(msg[s.recs[from].TTLOffset():], ttl)
+		set := of[i]
+		ttls[set] = min(ttls[set], sane(r.TTL))
+		if denial && r.Type == wire.TypeSOA && r.End-r.Data >= minSOA {
+			ttls[set] = min(ttls[set], sane(binary.BigEndian.Uint32(msg[r.End-4:])))
 		}
-		lowest = min(lowest, ttl)
 	}
-	return lowest
+	for i, r := range s.recs {
+		binary.BigEndian.PutUint32(msg[r.TTLOffset():], ttls[of[i]])
+	}
+	return slices.Min(append(ttls, limit))
 }
 
 // intact reports whether a record's data is what its type says: addresses have
@@ -460,10 +470,21 @@ func sane(ttl uint32) uint32 {
 	return ttl
 }
 
-// sameSet reports whether two neighbours are of one set: the same type and
-// the same owner, spelled (or compressed) alike.
+// sameSet reports whether two neighbours are of one set, spelled (or compressed)
+// alike; where they are not, appendSet tells.
 func sameSet(msg []byte, a, b wire.Record) bool {
-	return a.Type == b.Type && string(msg[a.Name:a.TTLOffset()]) == string(msg[b.Name:b.TTLOffset()])
+	return a.Type == b.Type && a.Type != wire.TypeRRSIG && string(msg[a.Name:a.TTLOffset()]) == string(msg[b.Name:b.TTLOffset()])
+}
+
+// appendSet appends what the records of one set have in common: the owner, which is
+// a name, and the type. A signature belongs to the set that it covers (RFC 4034 3).
+func appendSet(dst, msg []byte, r wire.Record) []byte {
+	dst, _ = wire.AppendName(dst, msg, r.Name)
+	dst = binary.BigEndian.AppendUint16(dst, r.Type)
+	if r.Type == wire.TypeRRSIG && r.End-r.Data >= 2 {
+		dst = append(dst, msg[r.Data:r.Data+2]...)
+	}
+	return dst
 }
 
 // findRotation finds the address set that replies start at a different

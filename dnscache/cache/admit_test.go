@@ -102,6 +102,11 @@ func TestAdmission(t *testing.T) {
 		{"the highest TTL", replyText{question: "a. A", records: "answer a. 4294967295 A 1.2.3.4"}, Uncached, 0, "answer a. 0 A 1.2.3.4", nil},
 		{"a set with unequal TTLs", replyText{question: "a. A", records: "answer a. 20 A 1.2.3.4\nanswer a. 9 A 1.2.3.5\nanswer a. 25 A 1.2.3.6"},
 			Success, 9 * time.Second, "answer a. 9 A 1.2.3.4\nanswer a. 9 A 1.2.3.5\nanswer a. 9 A 1.2.3.6", nil},
+		{"a set that does not stand together", replyText{question: "a. A", records: "answer b. 9 A 1.2.3.4\nanswer a. 20 CNAME b.\nanswer B. 25 A 1.2.3.5"},
+			Success, 9 * time.Second, "answer b. 9 A 1.2.3.4\nanswer a. 20 CNAME b.\nanswer B. 9 A 1.2.3.5", nil},
+		{"a set in two sections", replyText{question: "a. NS", records: "answer a. 20 NS b.\nauthority a. 9 NS b."}, Success, 9 * time.Second, "answer a. 9 NS b.\nauthority a. 9 NS b.", nil},
+		{"signatures live as long as what they cover", replyText{do: true, question: "a. ANY", records: "answer a. 20 A 1.2.3.4\nanswer a. 9 TXT \"x\"\n" +
+			"answer a. 20 RRSIG A 8 1 20 20300101000000 20200101000000 1 a. AAAA\nanswer a. 9 RRSIG TXT 8 1 20 20300101000000 20200101000000 1 a. AAAA"}, Success, 9 * time.Second, "=", nil},
 		{"sets of a chain keep their TTLs", replyText{question: "a. A", records: "answer a. 20 CNAME b.\nanswer b. 9 A 1.2.3.4"}, Success, 9 * time.Second, "=", nil},
 		{"a chain in any order", replyText{question: "a. A", records: "answer c. 9 A 1.2.3.4\nanswer b. 9 CNAME c.\nanswer a. 20 CNAME b."}, Success, 9 * time.Second, "=", nil},
 		{"a chain in circles", replyText{question: "a. A", records: "answer a. 20 CNAME b.\nanswer b. 20 CNAME a."}, Uncached, 0, "answer a. 10 CNAME b.\nanswer b. 10 CNAME a.", nil},
