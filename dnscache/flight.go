@@ -230,7 +230,7 @@ func (f *flights) drop(fl *flight) []waiter {
 // it, nil if nothing. flights.mu is held.
 func (s *Server) begin(st *state, rt *route, key []byte, e *cache.Entry, now time.Duration) *flight {
 	fl := &flight{key: append([]byte(nil), key...), route: rt, began: now, wait: budget}
-	if rules := st.stale(rt); rules.mayServe(e, now+rules.ClientTimeout) {
+	if rules := st.stale(rt); rules.For > 0 && rules.mayServe(e, now+rules.ClientTimeout) {
 		fl.wait = rules.ClientTimeout
 		at, _, failed := e.Failed()
 		fl.again = failed && s.answeredSince(rt, at)
