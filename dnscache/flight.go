@@ -248,6 +248,7 @@ func (s *Server) begin(st *state, rt *route, key []byte, e *cache.Entry, now tim
 // not.
 func (s *Server) fly(fl *flight) {
 	var reply []byte
+	var by *upstream.Counters
 	var err error
 	defer func() { s.flights.ended(fl, errors.Is(err, upstream.ErrDead)) }()
 	timer := time.AfterFunc(fl.wait, func() {
@@ -264,7 +265,7 @@ func (s *Server) fly(fl *flight) {
 		s.land(fl, cache.NewFailure(fl.key, wire.ServFail, wire.EDENetworkError, fl.route.zone, s.now()), silent)
 		return
 	}
-	reply, err = fl.route.group.Exchange(fl.ctx, fl.key)
+	reply, by, err = fl.route.group.Ask(fl.ctx, fl.key)
 	now := s.now()
 	how := silent
 	if err == nil {
@@ -274,7 +275,7 @@ func (s *Server) fly(fl *flight) {
 			s.flights.mu.Lock()
 			a.Unasked, a.Guessed = fl.unasked, fl.guessed()
 			s.flights.mu.Unlock()
-			a.Took = now - fl.began
+			a.Took, a.Source = now-fl.began, s.upstreams.source(by)
 			if a.RCode == wire.NXDomain {
 				if s.isService(fl) {
 					a.MakeWhole()

@@ -2,6 +2,7 @@ package dnscache
 
 import (
 	"io"
+	"math"
 	"net/netip"
 	"slices"
 	"sync"
@@ -37,12 +38,18 @@ type routes struct {
 // find returns the route of a name in wire form, in lower case. It does not
 // allocate.
 func (r *routes) find(name []byte) *route {
+	rt, _ := r.match(name)
+	return rt
+}
+
+// match is find, and says which suffix of the name it went by.
+func (r *routes) match(name []byte) (*route, []byte) {
 	for {
 		if found := r.bySuffix[string(name)]; found != nil {
-			return found
+			return found, name
 		}
 		if name[0] == 0 {
-			return nil // not reached: the root always has a route
+			return nil, nil // not reached: the root always has a route
 		}
 		name = name[1+int(name[0]):]
 	}
@@ -189,6 +196,30 @@ func (u *upstreamCounters) of(server netip.AddrPort, p Proto) *upstream.Counters
 	c := &upstream.Counters{}
 	u.all = append(u.all, asked{server, p, c})
 	return c
+}
+
+// source is the number by which an entry remembers whose reply it holds: that of the
+// counters by, from 1 on, in the order in which servers were first heard of. No reload
+// changes it; the next process counts anew. 0 stands for nobody, and for those whom
+// a byte has no number for.
+func (u *upstreamCounters) source(by *upstream.Counters) uint8 {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	i := slices.IndexFunc(u.all, func(a asked) bool { return a.Counters == by })
+	if i >= math.MaxUint8 {
+		return 0
+	}
+	return uint8(i + 1)
+}
+
+// named is who has a number; false where nobody has.
+func (u *upstreamCounters) named(source uint8) (asked, bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if source == 0 || int(source) > len(u.all) {
+		return asked{}, false
+	}
+	return u.all[source-1], true
 }
 
 // stats returns the counters; those of r that failed lately are marked.

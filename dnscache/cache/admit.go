@@ -44,6 +44,7 @@ type Admission struct {
 
 	// What the entry will say of itself; Admit leaves all of it zero.
 	Unasked uint8
+	Source  uint8         // the caller's number for who has replied; 0: not known
 	Took    time.Duration // from the question to the reply
 	Guessed bool          // no client has asked for it yet
 

@@ -92,6 +92,16 @@ func (c *Cache) SetKeep(keep [Zones]Keep) {
 
 // Get returns the entry of a key, fresh or not, or nil. It does not allocate.
 func (c *Cache) Get(key []byte) *Entry {
+	e := c.Peek(key)
+	if e != nil && e.marks.Load()&markUsed == 0 {
+		e.marks.Or(markUsed)
+	}
+	return e
+}
+
+// Peek is Get for those who only look: the eviction does not take the entry for one
+// in use.
+func (c *Cache) Peek(key []byte) *Entry {
 	h := maphash.Bytes(c.seed, key)
 	s := &c.shards[h%shards]
 	s.mu.RLock()
@@ -99,9 +109,6 @@ func (c *Cache) Get(key []byte) *Entry {
 	s.mu.RUnlock()
 	if e == nil || string(e.Key()) != string(key) {
 		return nil
-	}
-	if e.marks.Load()&markUsed == 0 {
-		e.marks.Or(markUsed)
 	}
 	return e
 }
@@ -118,7 +125,7 @@ func (c *Cache) Put(e *Entry) {
 	if old := s.m[e.hash]; old != nil {
 		c.remove(s, old)
 	}
-	if e.class == Uncached || c.limits[pool].Load() <= 0 || e.cost() > c.maxBytes.Load() {
+	if e.Class() == Uncached || c.limits[pool].Load() <= 0 || e.cost() > c.maxBytes.Load() {
 		s.mu.Unlock()
 		return
 	}
@@ -161,10 +168,10 @@ func (c *Cache) shrink(at, pool int, keep *Entry) {
 }
 
 func (e *Entry) pool() int {
-	if e.class == Failure {
+	if e.Class() == Failure {
 		return failurePool
 	}
-	return 2*int(e.zone) + int(e.class)&1
+	return 2*int(e.Zone()) + int(e.Class())&1
 }
 
 // evict removes one entry of a list of s, other than keep: the oldest not asked

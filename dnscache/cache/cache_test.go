@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -366,9 +367,66 @@ func TestAnEntryCountsItsHitsAsFarAsAnybodyCares(t *testing.T) {
 }
 
 func TestAnEntryKnowsWhenItWasAskedFor(t *testing.T) {
-	for took, want := range map[time.Duration]time.Duration{0: 0, tookUnit - 1: 0, time.Second: time.Second, 3 * time.Second: 3 * time.Second, time.Hour: 255 * tookUnit} {
+	for took, want := range map[time.Duration]time.Duration{0: 0, tookUnit - 1: 0, time.Second: time.Second, 3 * time.Second: 3 * time.Second, time.Hour: (1<<16 - 1) * tookUnit} {
 		if e := NewEntry(testKey(1), Admission{Took: took}, 0, time.Minute); e.Asked() != time.Minute-want {
 			t.Errorf("%v: asked at %v", took, e.Asked())
+		}
+	}
+}
+
+func TestAnEntryIsOfItsKind(t *testing.T) {
+	for _, class := range []Class{Success, Denial, Failure, Uncached} {
+		for zone := range uint8(Zones) {
+			for _, ad := range []bool{false, true} {
+				e := NewEntry(testKey(1), Admission{Class: class, AD: ad, Source: 255, Took: tookUnit}, zone, 0)
+				if e.Class() != class || e.Zone() != zone || e.AD() != ad || e.Source() != 255 || e.Took() != tookUnit {
+					t.Errorf("%d, %d, %v: %d, %d, %v, %d, %v", class, zone, ad, e.Class(), e.Zone(), e.AD(), e.Source(), e.Took())
+				}
+			}
+		}
+	}
+}
+
+// Who only looks keeps nothing in the cache.
+func TestALookIsNoUse(t *testing.T) {
+	c := New(allZones(Limit{shards, 0}), plenty)
+	c.Put(entry(Success, 0, 1, 0))
+	e := c.Peek(testKey(1))
+	if e == nil || e.marks.Load() != 0 || c.Peek(testKey(2)) != nil {
+		t.Errorf("%v", e)
+	}
+	if c.Get(testKey(1)) != e || e.marks.Load() != markUsed {
+		t.Errorf("%b after a use", e.marks.Load())
+	}
+}
+
+// What an entry holds is shown whole and in order, and that changes no later reply.
+func TestWhatAnEntryHoldsIsShownAsItIsStored(t *testing.T) {
+	key, reply := replyText{question: "a. A", records: "answer a. 10 CNAME b.\nanswer b. 20 A 1.2.3.4\nanswer b. 20 A 1.2.3.5\nauthority b. 20 NS ns.b.\nadditional ns.b. 20 A 1.2.3.6"}.pack(t)
+	a, err := Admit(key, reply, Caps{30, 30})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := NewEntry(key, a, 0, time.Minute)
+	shown := func(age time.Duration) string {
+		m := new(dns.Msg)
+		if err := m.Unpack(e.AppendStored([]byte("before"), time.Minute+age)[len("before"):]); err != nil {
+			t.Fatal(err)
+		}
+		return m.String()
+	}
+	fresh := shown(0)
+	for _, part := range []string{"NOERROR", ";a.\tIN\t A", "a.\t10\tIN\tCNAME\tb.\nb.\t20\tIN\tA\t1.2.3.4\nb.\t20\tIN\tA\t1.2.3.5\n", "b.\t20\tIN\tNS\tns.b.", "ns.b.\t20\tIN\tA\t1.2.3.6"} {
+		if !strings.Contains(fresh, part) {
+			t.Errorf("%q is not in\n%s", part, fresh)
+		}
+	}
+	if again := shown(0); again != fresh || e.turn.Load() != 0 {
+		t.Errorf("then\n%s", again)
+	}
+	for age, want := range map[time.Duration]string{15 * time.Second: "a.\t0\tIN\tCNAME\tb.\nb.\t5\tIN", time.Hour: "a.\t0\tIN\tCNAME\tb.\nb.\t0\tIN"} {
+		if got := shown(age); !strings.Contains(got, want) {
+			t.Errorf("after %v\n%s", age, got)
 		}
 	}
 }

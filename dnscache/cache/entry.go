@@ -23,12 +23,11 @@ type Entry struct {
 	counts  [3]uint16
 	rotate  rotation
 	ede     uint16
-	rcode   uint8 // the lower eight bits are all that are in use (IANA)
-	class   Class
-	zone    uint8
-	flags   uint8 // flagAD and so on
+	took    uint16 // tookUnits from the question to its reply, rounded down
+	rcode   uint8  // the lower eight bits are all that are in use (IANA)
+	kind    kind
 	unasked uint8
-	took    uint8 // tookUnits from the question to its reply, rounded down
+	source  uint8
 
 	turn   atomic.Uint32 // rotation of the next reply
 	failed atomic.Uint32 // see Fail
@@ -47,7 +46,7 @@ const (
 	markHit                      // the lowest bit of how often it was hit since it was stored
 )
 
-// What Entry.flags holds.
+// The flags of a kind.
 const (
 	flagAD    uint8 = 1 << iota // upstream says that it validated
 	flagWhole                   // see Admission.MakeWhole
@@ -57,8 +56,26 @@ type rotation struct {
 	from, size, n uint16
 }
 
+// A kind is an entry's class, its zone and its flags in one byte, so that all that an
+// entry says of itself fits into what the allocator gives it.
+type kind uint8
+
+// Where they begin; class and zone have two bits each.
+const (
+	kindZone  = 2
+	kindFlags = 4
+)
+
+func newKind(class Class, zone, flags uint8) kind {
+	return kind(class) | kind(zone)<<kindZone | kind(flags)<<kindFlags
+}
+
+func (k kind) class() Class { return Class(k & 3) }
+func (k kind) zone() uint8  { return uint8(k >> kindZone & 3) }
+func (k kind) flags() uint8 { return uint8(k >> kindFlags) }
+
 // tookUnit is the unit of Entry.took, which so holds up to four seconds.
-const tookUnit = time.Second / 64
+const tookUnit = 64 * time.Microsecond
 
 // entryOverhead is what an entry costs beside its data: the struct (96, a size
 // that the allocator has; what is in it is packed for that) and the map's slot, which is 24 to 48 as the map fills and grows; measured by
@@ -68,21 +85,22 @@ const entryOverhead = 136
 // NewEntry makes the entry for an admitted reply. It copies what it keeps.
 // zone is the caller's number for the kind of zone, below Zones.
 func NewEntry(key []byte, a Admission, zone uint8, now time.Duration) *Entry {
+	var flags uint8
+	if a.AD {
+		flags |= flagAD
+	}
+	if a.whole {
+		flags |= flagWhole
+	}
 	e := &Entry{
 		stored: int64(now), ttl: uint32(a.TTL / time.Second),
 		keyLen: uint16(len(key)), bodyLen: uint16(len(a.body)), counts: a.counts,
 		rotate: rotation{uint16(a.rotateFrom), uint16(a.rotateSize), uint16(a.rotateN)},
-		ede:    wire.EDENone, rcode: uint8(a.RCode), class: a.Class, zone: zone,
-		unasked: a.Unasked, took: uint8(min(a.Took/tookUnit, 1<<8-1)),
+		ede:    wire.EDENone, rcode: uint8(a.RCode), kind: newKind(a.Class, zone, flags),
+		unasked: a.Unasked, source: a.Source, took: uint16(min(a.Took/tookUnit, 1<<16-1)),
 		// Grow, unlike make, gives all of what the allocator rounds up to, so
 		// that cost can charge for it.
 		data: slices.Grow([]byte(nil), len(key)+len(a.body)+2*len(a.ttls)),
-	}
-	if a.AD {
-		e.flags |= flagAD
-	}
-	if a.whole {
-		e.flags |= flagWhole
 	}
 	if a.Guessed {
 		e.marks.Store(markGuess)
@@ -105,23 +123,38 @@ func NewFailure(key []byte, rcode int, ede uint16, zone uint8, now time.Duration
 }
 
 // Class is the class of the entry.
-func (e *Entry) Class() Class { return e.class }
+func (e *Entry) Class() Class { return e.kind.class() }
 
 // RCode is the response code of its replies.
 func (e *Entry) RCode() int { return int(e.rcode) }
 
 // Zone is the number given to NewEntry.
-func (e *Entry) Zone() uint8 { return e.zone }
+func (e *Entry) Zone() uint8 { return e.kind.zone() }
+
+// EDE is the Extended DNS Error of its replies while it is fresh, or wire.EDENone.
+func (e *Entry) EDE() uint16 { return e.ede }
+
+// AD reports whether upstream says that it has validated what the entry holds.
+func (e *Entry) AD() bool { return e.kind.flags()&flagAD != 0 }
+
+// Stored is when the entry was made. It is before the clock's zero in one that was
+// restored from a snapshot.
+func (e *Entry) Stored() time.Duration { return time.Duration(e.stored) }
+
+// Source is who it came from: Admission.Source, or 0 in one that was restored.
+func (e *Entry) Source() uint8 { return e.source }
+
+// Took is how long upstream took for it, in whole tookUnits; 0 in one that was
+// restored.
+func (e *Entry) Took() time.Duration { return time.Duration(e.took) * tookUnit }
 
 // Unasked is how many refreshes in a row, this entry the last of them, nobody
 // asked for.
 func (e *Entry) Unasked() uint8 { return e.unasked }
 
-// Asked is when upstream was asked for what the entry holds, or up to a 64th of a
-// second later.
-func (e *Entry) Asked() time.Duration {
-	return time.Duration(e.stored) - time.Duration(e.took)*tookUnit
-}
+// Asked is when upstream was asked for what the entry holds, or up to a tookUnit
+// later.
+func (e *Entry) Asked() time.Duration { return e.Stored() - e.Took() }
 
 // stale reports whether the entry is in its shard's list of stale ones.
 func (e *Entry) stale() bool { return e.marks.Load()&markStale != 0 }
@@ -165,6 +198,9 @@ func (e *Entry) Hits() int { return int(e.marks.Load() / markHit) }
 func (e *Entry) Wanted() bool {
 	return e.marks.Load()&markGuess != 0 && e.marks.And(^markGuess)&markGuess != 0
 }
+
+// Begun reports whether Begin was called.
+func (e *Entry) Begun() bool { return e.marks.Load()&markBegun != 0 }
 
 // Begin is true once: for who is to refresh the entry ahead of its expiry.
 func (e *Entry) Begin() bool { return e.marks.Or(markBegun)&markBegun == 0 }
@@ -212,11 +248,15 @@ func (e *Entry) AppendReply(dst []byte, q *wire.Query, now time.Duration, limit 
 // AppendStale is AppendReply for an entry that has expired (RFC 8767): all its
 // TTLs are ttl seconds, and clients with EDNS are told that it is stale.
 func (e *Entry) AppendStale(dst []byte, q *wire.Query, ttl uint32, limit int) []byte {
-	ede := wire.EDEStale
+	return e.append(dst, q, limit, e.StaleEDE(), 0, ttl)
+}
+
+// StaleEDE is the Extended DNS Error of its replies when it has expired.
+func (e *Entry) StaleEDE() uint16 {
 	if e.rcode == wire.NXDomain {
-		ede = wire.EDEStaleNXDomain
+		return wire.EDEStaleNXDomain
 	}
-	return e.append(dst, q, limit, ede, 0, ttl)
+	return wire.EDEStale
 }
 
 // append makes a reply with TTLs that are ttl, or where that is 0 the stored
@@ -234,7 +274,7 @@ func (e *Entry) append(dst []byte, q *wire.Query, limit int, ede uint16, age int
 		flags |= wire.FlagTC
 		counts = [3]uint16{}
 		counts[answerSection], size = e.fitting(room)
-	case e.flags&flagAD != 0 && q.WantsAD():
+	case e.AD() && q.WantsAD():
 		flags |= wire.FlagAD
 	}
 	dst = wire.AppendHeader(dst, q.ID, flags, 1, counts[0], counts[1], counts[2]+opt)
@@ -250,24 +290,46 @@ func (e *Entry) append(dst []byte, q *wire.Query, limit int, ede uint16, age int
 	} else {
 		dst = append(dst, body[:size]...)
 	}
-	if age /= int64(time.Second); age > 0 || ttl > 0 {
-		for ttls := e.ttls(); len(ttls) > 0; ttls = ttls[2:] {
-			off := int(binary.BigEndian.Uint16(ttls))
-			if off >= size {
-				break
-			}
-			b := dst[at+off:]
-			if ttl > 0 {
-				binary.BigEndian.PutUint32(b, ttl)
-				continue
-			}
-			stored := int64(binary.BigEndian.Uint32(b))
-			binary.BigEndian.PutUint32(b, uint32(max(stored-age, 0)))
-		}
-	}
+	e.setTTLs(dst[at:], age, ttl)
 	if q.HasOPT {
 		dst = wire.AppendOPT(dst, int(e.rcode), q.DO, ede)
 	}
+	return dst
+}
+
+// setTTLs has records, as many of the stored ones as fit, say ttl, or where that is 0
+// what they were stored with less age.
+func (e *Entry) setTTLs(records []byte, age int64, ttl uint32) {
+	if age /= int64(time.Second); age <= 0 && ttl == 0 {
+		return
+	}
+	for ttls := e.ttls(); len(ttls) > 0; ttls = ttls[2:] {
+		off := int(binary.BigEndian.Uint16(ttls))
+		if off >= len(records) {
+			break
+		}
+		b := records[off:]
+		if ttl > 0 {
+			binary.BigEndian.PutUint32(b, ttl)
+			continue
+		}
+		stored := int64(binary.BigEndian.Uint32(b))
+		binary.BigEndian.PutUint32(b, uint32(max(stored-age, 0)))
+	}
+}
+
+// AppendStored appends what the entry holds as a message, for those who look at it and
+// reply to nobody: all its records in the order in which they were stored, which no
+// reply changes by it. TTLs are those at now, 0 where they are over.
+func (e *Entry) AppendStored(dst []byte, now time.Duration) []byte {
+	name, _ := wire.SplitKey(e.Key())
+	dst = wire.AppendHeader(dst, 0, wire.FlagQR|wire.FlagRA|uint16(e.rcode), 1, e.counts[0], e.counts[1], e.counts[2])
+	dst = append(dst, name...)
+	dst = binary.BigEndian.AppendUint16(dst, wire.KeyType(e.Key()))
+	dst = binary.BigEndian.AppendUint16(dst, wire.ClassIN)
+	at := len(dst)
+	dst = append(dst, e.body()...)
+	e.setTTLs(dst[at:], int64(now)-e.stored, 0)
 	return dst
 }
 

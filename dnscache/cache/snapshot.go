@@ -31,11 +31,12 @@ const (
 	// life in seconds, the lengths of data, key and body, three counts, three of
 	// the rotation, flags, response code, class, zone, refreshes that nobody asked
 	// for. That a refresh has failed is not in it: the next process knows nothing
-	// of who has been answered since.
+	// of who has been answered since. Nor is the source, which is a number of the
+	// process that wrote it.
 	entryHeader = 8 + 4 + 4 + 2 + 2 + 6*2 + 5
 )
 
-// snapshotUsed is a flag of an entry in a snapshot, beside those of Entry.flags.
+// snapshotUsed is a flag of an entry in a snapshot, beside those of its kind.
 const snapshotUsed = 1 << 7
 
 // What makes a snapshot useless.
@@ -98,7 +99,7 @@ func (c *Cache) kept(e *Entry, now time.Duration) bool {
 }
 
 func (e *Entry) appendHeader(b []byte, now time.Duration) []byte {
-	flags := e.flags
+	flags := e.kind.flags()
 	if e.marks.Load()&markUsed != 0 {
 		flags |= snapshotUsed
 	}
@@ -109,7 +110,7 @@ func (e *Entry) appendHeader(b []byte, now time.Duration) []byte {
 	for _, n := range [...]uint16{e.keyLen, e.bodyLen, e.counts[0], e.counts[1], e.counts[2], e.rotate.from, e.rotate.size, e.rotate.n} {
 		b = binary.BigEndian.AppendUint16(b, n)
 	}
-	return append(b, flags, e.rcode, byte(e.class), e.zone, e.unasked)
+	return append(b, flags, e.rcode, byte(e.Class()), e.Zone(), e.unasked)
 }
 
 // Restore puts the replies of a snapshot into the cache that are still fresh, or
@@ -173,13 +174,17 @@ func readEntry(b []byte, now, ago time.Duration) (*Entry, []byte) {
 	short := func(at int) uint16 { return binary.BigEndian.Uint16(b[at:]) }
 	age, life := time.Duration(binary.BigEndian.Uint64(b)), binary.BigEndian.Uint32(b[8:])
 	flags, size := b[entryHeader-5], binary.BigEndian.Uint32(b[12:])
+	class, zone := Class(b[entryHeader-3]), b[entryHeader-2]
+	if class != Success && class != Denial || zone >= Zones {
+		return nil, nil
+	}
 	e := &Entry{
 		stored: int64(now - ago - age), ttl: life,
 		keyLen: short(16), bodyLen: short(18),
 		counts: [3]uint16{short(20), short(22), short(24)},
 		rotate: rotation{short(26), short(28), short(30)},
-		ede:    wire.EDENone, rcode: b[entryHeader-4], class: Class(b[entryHeader-3]), zone: b[entryHeader-2],
-		flags: flags &^ snapshotUsed, unasked: b[entryHeader-1],
+		ede:    wire.EDENone, rcode: b[entryHeader-4], kind: newKind(class, zone, flags&^snapshotUsed),
+		unasked: b[entryHeader-1],
 	}
 	if b = b[entryHeader:]; uint64(len(b)) < uint64(size) {
 		return nil, nil
@@ -204,7 +209,7 @@ const maxAge = 2 * maxLife
 // sound says that replies can be made from the entry without going beyond its
 // data.
 func (e *Entry) sound() bool {
-	if e.class != Success && e.class != Denial || e.zone >= Zones || e.keyLen < 4 || len(e.data) < int(e.keyLen)+int(e.bodyLen) {
+	if e.keyLen < 4 || len(e.data) < int(e.keyLen)+int(e.bodyLen) {
 		return false
 	}
 	body, ttls := e.body(), e.ttls()

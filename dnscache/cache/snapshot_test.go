@@ -179,6 +179,19 @@ func TestASnapshotKeepsHowOftenNobodyAsked(t *testing.T) {
 	}
 }
 
+// Its numbers are those of the process that has ended.
+func TestASnapshotDoesNotSayWhoHasReplied(t *testing.T) {
+	c := New(allZones(Limit{100, 100}), plenty)
+	c.Put(NewEntry(testKey(1), Admission{TTL: time.Minute, Source: 3, Took: time.Second}, 0, time.Hour))
+	next := New(allZones(Limit{100, 100}), plenty)
+	if _, err := next.Restore(bytes.NewReader(snapshot(t, c, time.Hour, 0)), here, 0, time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if e := next.Get(testKey(1)); e.Source() != 0 || e.Took() != 0 || e.Stored() != -time.Second {
+		t.Errorf("%d took %v, stored at %v", e.Source(), e.Took(), e.Stored())
+	}
+}
+
 func TestNoDamagedSnapshotIsTaken(t *testing.T) {
 	whole := snapshot(t, filled(t, 0), time.Second, time.Hour)
 	refused := func(what string, text []byte, from Origin, at time.Duration, want error) {

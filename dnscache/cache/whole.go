@@ -33,17 +33,18 @@ func (a *Admission) MakeWhole() {
 
 // Whole reports whether the entry is a denial that answers for the names below its
 // own, too (Admission.MakeWhole): AppendReply then may be called for their questions.
-func (e *Entry) Whole() bool { return e.flags&flagWhole != 0 }
+func (e *Entry) Whole() bool { return e.kind.flags()&flagWhole != 0 }
 
 // Below makes the entry for a name below that of a Whole one, which expires when it
 // does. One that is not to be kept is Uncached. guessed is as Admission.Guessed.
 func (e *Entry) Below(key []byte, keep, guessed bool) *Entry {
+	class := e.Class()
+	if !keep {
+		class = Uncached
+	}
 	b := &Entry{
 		stored: e.stored, ttl: e.ttl, keyLen: uint16(len(key)), bodyLen: e.bodyLen, counts: e.counts, rotate: e.rotate,
-		ede: e.ede, rcode: e.rcode, class: e.class, zone: e.zone, flags: e.flags &^ flagWhole, took: e.took,
-	}
-	if !keep {
-		b.class = Uncached
+		ede: e.ede, rcode: e.rcode, kind: newKind(class, e.Zone(), e.kind.flags()&^flagWhole), took: e.took, source: e.source,
 	}
 	if guessed {
 		b.marks.Store(markGuess)

@@ -44,6 +44,9 @@ const (
 	RoundRobin
 )
 
+// String is p as the configuration spells it.
+func (p Policy) String() string { return [...]string{"sequential", "random", "round-robin"}[p] }
+
 // A Group is the servers that answer for one zone, in order of preference.
 // Its fields do not change once it is in use. Its methods may be called at the
 // same time.
@@ -94,13 +97,20 @@ func (g *Group) ok(now time.Time) { latest(&g.answered, g.epoch.since(now)) }
 // only if no other one knows better. Exchange ends with ctx. While the group is
 // dead it fails at once with [ErrDead], but for one question every probeEvery.
 func (g *Group) Exchange(ctx context.Context, key []byte) ([]byte, error) {
+	reply, _, err := g.Ask(ctx, key)
+	return reply, err
+}
+
+// Ask is Exchange, and says whose reply it is and over which protocol it came: by the
+// counters that the server was given for it.
+func (g *Group) Ask(ctx context.Context, key []byte) (reply []byte, by *Counters, err error) {
 	if len(g.Servers) == 0 {
-		return nil, ErrNoServer
+		return nil, nil, ErrNoServer
 	}
 	now := g.Now()
 	dead, last := g.dead(now)
 	if dead && !g.mayProbe(now, last) {
-		return nil, ErrDead
+		return nil, nil, ErrDead
 	}
 	g.budget.question()
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -141,13 +151,14 @@ type race struct {
 	failures int
 	refusals int
 	over     bool
-	reply    []byte // the winner's
-	refusal  []byte // a reply that says failure
-	err      error  // of the try that failed last
+	reply    []byte    // the winner's
+	refusal  []byte    // a reply that says failure
+	by       *Counters // of whichever is returned
+	err      error     // of the try that failed last
 	woken    chan struct{}
 }
 
-func (r *race) run() ([]byte, error) {
+func (r *race) run() ([]byte, *Counters, error) {
 	r.mu.Lock()
 	i := r.start(false)
 	r.timer = time.AfterFunc(r.wait(), r.late)
@@ -169,17 +180,17 @@ func (r *race) run() ([]byte, error) {
 	r.over = true
 	switch {
 	case r.reply != nil:
-		return r.reply, nil
+		return r.reply, r.by, nil
 	case r.ctx.Err() != nil:
 		r.overdue(r.g.Now())
 	}
 	switch {
 	case r.refusal != nil:
-		return r.refusal, nil
+		return r.refusal, r.by, nil
 	case r.ctx.Err() != nil:
-		return nil, context.Cause(r.ctx)
+		return nil, nil, context.Cause(r.ctx)
 	}
-	return nil, r.err
+	return nil, nil, r.err
 }
 
 // server is who is asked by try i.
@@ -245,13 +256,13 @@ func (r *race) overdue(now time.Time) {
 func (r *race) from(i int) {
 	for more := true; more; {
 		s := r.server(i)
-		reply, err := s.ask(r.ctx, r.g.Now, r.key, i, r.beside[i])
-		i, more = r.ended(i, s, reply, err)
+		reply, by, err := s.ask(r.ctx, r.g.Now, r.key, i, r.beside[i])
+		i, more = r.ended(i, s, reply, by, err)
 	}
 }
 
 // ended notes how try i, of s, went. It returns the try to be made next, if any.
-func (r *race) ended(i int, s *Server, reply []byte, err error) (next int, more bool) {
+func (r *race) ended(i int, s *Server, reply []byte, by *Counters, err error) (next int, more bool) {
 	now := r.g.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -285,7 +296,7 @@ func (r *race) ended(i int, s *Server, reply []byte, err error) (next int, more 
 		return 0, false
 	}
 	if err == nil && (usable(reply) || len(r.servers) == 1) {
-		r.over, r.reply = true, reply
+		r.over, r.reply, r.by = true, reply, by
 		if r.beside[i] {
 			r.g.budget.worth()
 		}
@@ -298,7 +309,7 @@ func (r *race) ended(i int, s *Server, reply []byte, err error) (next int, more 
 	} else {
 		// Asking a server that refused once more changes nothing; one that
 		// could not be reached is worth another connection.
-		r.refusal = reply
+		r.refusal, r.by = reply, by
 		r.refusals++
 	}
 	if r.failures >= failures || r.refusals >= len(r.servers) || r.started == tries || r.ctx.Err() != nil {
@@ -328,6 +339,22 @@ func (g *Group) inOrder(now time.Time) []*Server {
 	case RoundRobin:
 		first = int(g.turn.Add(1)-1) % n
 	}
+	return g.from(first, now)
+}
+
+// Order is the order in which the next question would go to the servers; where chance
+// says which of them is first, that beginning with the first. It changes nothing.
+func (g *Group) Order(now time.Time) []*Server {
+	first := 0
+	if g.Policy == RoundRobin && len(g.Servers) > 0 {
+		first = int(g.turn.Load()) % len(g.Servers)
+	}
+	return g.from(first, now)
+}
+
+// from is the servers beginning with one of them, those that failed lately last.
+func (g *Group) from(first int, now time.Time) []*Server {
+	n := len(g.Servers)
 	up := make([]*Server, 0, n)
 	var down []*Server
 	for i := range n {

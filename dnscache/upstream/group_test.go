@@ -385,3 +385,133 @@ func FuzzResolvConf(f *testing.F) {
 		}
 	})
 }
+
+func TestAReplyIsKnownByWhoGaveItAndHow(t *testing.T) {
+	for _, tt := range []struct {
+		what    string
+		servers []*fake
+		udp     *fake // of the last server
+		want    string
+	}{
+		{"the only one", []*fake{{}}, nil, "tcp a"},
+		{"the one that knew better", []*fake{{rcode: wire.ServFail}, {}}, nil, "tcp b"},
+		{"the quicker one", []*fake{{mute: true}, {}}, nil, "tcp b"},
+		{"the one whose refusal is passed on", []*fake{{rcode: wire.Refused}, {err: errDown}}, nil, "tcp a"},
+		{"over UDP", []*fake{{}}, &fake{}, "udp a"},
+		{"over TCP, since UDP's was cut", []*fake{{}}, &fake{tc: true}, "tcp a"},
+		{"nobody", []*fake{{err: errDown}}, nil, ""},
+	} {
+		t.Run(tt.what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g, l := group(t, tt.servers...)
+				if tt.udp != nil {
+					tt.udp.t, tt.udp.log, tt.udp.name = t, l, "udp"
+					last := g.Servers[len(g.Servers)-1]
+					last.UDP, last.UDPCounters = tt.udp, &Counters{}
+				}
+				_, by, _ := g.Ask(t.Context(), key(t, "www.example"))
+				got := ""
+				for i, s := range g.Servers {
+					switch {
+					case by == nil:
+					case by == s.TCPCounters:
+						got += "tcp " + string(rune('a'+i))
+					case by == s.UDPCounters:
+						got += "udp " + string(rune('a'+i))
+					}
+				}
+				if got != tt.want {
+					t.Errorf("by %q, want %q", got, tt.want)
+				}
+			})
+		})
+	}
+}
+
+func TestTheOrderOfTheNextQuestionIsToldWithoutAsking(t *testing.T) {
+	names := func(servers []*Server) string {
+		var out string
+		for _, s := range servers {
+			out += s.TCP.(*fake).name
+		}
+		return out
+	}
+	for _, tt := range []struct {
+		policy Policy
+		want   string
+	}{{Sequential, "abc"}, {Random, "abc"}, {RoundRobin, "bca"}} {
+		g, _ := group(t, &fake{}, &fake{}, &fake{})
+		g.Policy = tt.policy
+		if tt.policy != Random { // chance is not told
+			g.inOrder(time.Now())
+		}
+		first := names(g.Order(time.Now()))
+		if again := names(g.Order(time.Now())); first != tt.want || again != first {
+			t.Errorf("%s: %s, then %s; want %s", tt.policy, first, again, tt.want)
+		}
+		if tt.policy == RoundRobin && names(g.inOrder(time.Now())) != first {
+			t.Error("others were asked")
+		}
+		now := time.Now()
+		for range 2 {
+			g.Servers[1].failed(now)
+		}
+		if got := names(g.Order(now)); strings.Index(got, "b") != 2 {
+			t.Errorf("%s: %s where b has failed", tt.policy, got)
+		}
+	}
+	if got := (&Group{Policy: RoundRobin}).Order(time.Now()); len(got) != 0 {
+		t.Errorf("%v of nobody", got)
+	}
+}
+
+func TestTheStateOfAServerIsWhatItsRepliesTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{}
+		g, _ := group(t, f)
+		s, start := g.Servers[0], time.Now()
+		state := func() State { return s.State(time.Now()) }
+		if got := state(); got != (State{}) {
+			t.Errorf("at first %+v", got)
+		}
+		// RFC 6298 2: each reply counts an eighth.
+		for _, d := range []time.Duration{8 * time.Millisecond, 16 * time.Millisecond} {
+			f.after = d
+			if err := question(t, g, "a.example"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want := State{Answered: start.Add(24 * time.Millisecond), Latency: 9 * time.Millisecond}
+		if got := state(); !got.Answered.Equal(want.Answered) || got.Latency != want.Latency || got.Err != nil || got.Down != 0 || got.Dead {
+			t.Errorf("%+v; want %+v", got, want)
+		}
+		*f = fake{t: f.t, log: f.log, name: f.name, err: errDown}
+		failed := time.Now()
+		if err := question(t, g, "a.example"); !errors.Is(err, errDown) {
+			t.Fatal(err)
+		}
+		time.Sleep(firstBackoff / 4)
+		if got := state(); !errors.Is(got.Err, errDown) || !got.Failed.Equal(failed) || got.Down <= 0 || got.Down > maxBackoff || !got.Answered.Equal(want.Answered) {
+			t.Errorf("%+v where it is down", got)
+		}
+		*f = fake{t: f.t, log: f.log, name: f.name, mute: true}
+		time.Sleep(maxBackoff)
+		if err := question(t, g, "a.example"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if got := state(); !errors.Is(got.Err, ErrNoReply) || !got.Failed.Equal(time.Now()) {
+			t.Errorf("%+v where it was silent", got)
+		}
+		// Who gives a question up learns nothing about the server.
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Millisecond, cancel)
+		was := state().Failed
+		time.Sleep(deadFor)
+		_, _ = g.Exchange(ctx, key(t, "b.example"))
+		synctest.Wait()
+		if got := state(); !got.Failed.Equal(was) {
+			t.Errorf("%+v where it was given up", got)
+		}
+	})
+}

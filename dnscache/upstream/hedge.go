@@ -32,6 +32,7 @@ const (
 // was half a thousand replies ago counts half.
 type latency struct {
 	delay atomic.Int64 // learnt, nanoseconds; 0: unknown
+	mean  atomic.Int64 // smoothed, nanoseconds; 0: there was no reply
 
 	mu     sync.Mutex
 	counts [latencyBuckets]uint16
@@ -50,6 +51,11 @@ const (
 func (l *latency) add(d time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if mean := l.mean.Load(); mean == 0 {
+		l.mean.Store(int64(d))
+	} else {
+		l.mean.Store(mean + (int64(d)-mean)/smoothing)
+	}
 	i, bound := 0, float64(firstBucket)
 	for i < latencyBuckets-1 && float64(d) > bound {
 		i++
@@ -79,6 +85,12 @@ func (l *latency) add(d time.Duration) {
 	}
 	l.delay.Store(int64(min(max(time.Duration(bound), minDelay), maxDelay)))
 }
+
+// smoothing is 1/alpha of RFC 6298 2.
+const smoothing = 8
+
+// smoothed is how long replies lately took; 0 where there was none.
+func (l *latency) smoothed() time.Duration { return time.Duration(l.mean.Load()) }
 
 const root2 = 1.4142135623730951
 

@@ -46,6 +46,35 @@ type Server struct {
 
 	health
 	latency latency
+	trouble atomic.Pointer[trouble]
+}
+
+// A trouble is a try without a reply.
+type trouble struct {
+	err error
+	at  time.Time
+}
+
+// A State is how a server does at one time, as far as its replies have told.
+type State struct {
+	Down     time.Duration // it comes last for so much longer; 0: it does not
+	Dead     bool          // see [Server.Dead]
+	Answered time.Time     // when it last replied to anybody; zero: not yet
+	Latency  time.Duration // of its replies, smoothed (RFC 6298 2); 0: there was none
+	Err      error         // of the last try without a reply, nil for none,
+	Failed   time.Time     // and when that was
+}
+
+// State returns how the server does. It changes nothing.
+func (s *Server) State(now time.Time) State {
+	st := State{Dead: s.Dead(now), Answered: s.epoch.time(s.answered.Load()), Latency: s.latency.smoothed()}
+	if until := s.downUntil.Load(); until != 0 {
+		st.Down = time.Duration(max(0, until-s.epoch.since(now)))
+	}
+	if t := s.trouble.Load(); t != nil {
+		st.Err, st.Failed = t.err, t.at
+	}
+	return st
 }
 
 // ask asks s for key: over UDP if it has that, and over TCP if not, or if the
@@ -54,15 +83,15 @@ type Server struct {
 // every flow takes a path of its own, as to the endpoints of a ClusterIP, half of
 // which are gone, a connection that has been answered on is worth more than a
 // third guess. A server that does not know EDNS is asked without (RFC 6891 6.2.2
-// and 7).
-func (s *Server) ask(ctx context.Context, now func() time.Time, key []byte, nth int, hedge bool) ([]byte, error) {
+// and 7). by is what counts the protocol that the reply came over.
+func (s *Server) ask(ctx context.Context, now func() time.Time, key []byte, nth int, hedge bool) (reply []byte, by *Counters, err error) {
 	query := wire.AppendUpstreamQuery(make([]byte, 0, 512), 0, key, true)
-	reply, err := s.transports(ctx, now, query, nth, hedge)
+	reply, by, err = s.transports(ctx, now, query, nth, hedge)
 	if err == nil && !knowsEDNS(reply) {
 		query = wire.AppendUpstreamQuery(query[:0], 0, key, false)
 		return s.transports(ctx, now, query, nth, hedge)
 	}
-	return reply, err
+	return reply, by, err
 }
 
 // knowsEDNS reports whether whoever sent reply can tell what EDNS is, version 0 of
@@ -78,14 +107,14 @@ func knowsEDNS(reply []byte) bool {
 // overTCP is the try that goes over TCP, counted from 0.
 const overTCP = 2
 
-func (s *Server) transports(ctx context.Context, now func() time.Time, query []byte, nth int, hedge bool) ([]byte, error) {
+func (s *Server) transports(ctx context.Context, now func() time.Time, query []byte, nth int, hedge bool) ([]byte, *Counters, error) {
 	if s.UDP != nil && nth != overTCP {
 		reply, err := s.timed(ctx, now, s.UDP, query, s.UDPCounters, nth, hedge)
 		switch {
 		case errors.Is(err, errOtherCase):
 			// Whoever that was: over a connection it is the server.
 		case err != nil || wire.Flags(reply)&wire.FlagTC == 0:
-			return reply, err
+			return reply, s.UDPCounters, err
 		default:
 			// A server that truncates its reply answers. Were this not noted, those of
 			// TCP alone would count, and where that does not get through a few large
@@ -95,9 +124,9 @@ func (s *Server) transports(ctx context.Context, now func() time.Time, query []b
 	}
 	reply, err := s.timed(ctx, now, s.TCP, query, s.TCPCounters, nth, hedge)
 	if err == nil && wire.Flags(reply)&wire.FlagTC != 0 {
-		return nil, errTruncated
+		return nil, nil, errTruncated
 	}
-	return reply, err
+	return reply, s.TCPCounters, err
 }
 
 // errTruncated says that a server cut a reply that had all the room there is.
@@ -122,6 +151,7 @@ func (s *Server) timed(ctx context.Context, now func() time.Time, e Exchanger, q
 	if err != nil {
 		if !errors.Is(context.Cause(ctx), errAnswered) || s.silentSince(start) {
 			c.Errors.Add(1)
+			s.failedWith(err, now())
 		}
 		return nil, err
 	}
@@ -129,6 +159,22 @@ func (s *Server) timed(ctx context.Context, now func() time.Time, e Exchanger, q
 	c.answered(took)
 	s.latency.add(took)
 	return reply, nil
+}
+
+// ErrNoReply stands in a State for the end of a question that a server was silent
+// about.
+var ErrNoReply = errors.New("no reply in time")
+
+// failedWith notes why a try had no reply. Who gave the question up for reasons of
+// their own say nothing about the server.
+func (s *Server) failedWith(err error, at time.Time) {
+	switch {
+	case errors.Is(err, context.Canceled):
+		return
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, errAnswered):
+		err = ErrNoReply
+	}
+	s.trouble.Store(&trouble{err, at})
 }
 
 // A retrier is an exchanger that goes another way with a question that it was
