@@ -5,12 +5,14 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,6 +22,7 @@ import (
 	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/miekg/dns"
 	"github.com/rogpeppe/go-internal/txtar"
 
 	"nodelocaldns/dnscache/dnstest"
@@ -43,6 +46,7 @@ var update = flag.Bool("update", false, "write what happened into testdata/scena
 //	watch loops|resolv.conf|expired|ending
 //	                           the server's watchers run from now on
 //	stats                      the counters that are not 0
+//	why NAME TYPE...           what Explain says, on lines: times are those since the beginning
 //	often EVERY FOR NAME TYPE [WORD...]
 //	                           a client asks again and again; what happens is
 //	                           counted, without times and records
@@ -301,6 +305,8 @@ func (c *conversation) do(words []string) {
 		go watchers[rest[0]](c.ctx)
 	case "stats":
 		c.happened("%s", c.stats())
+	case "why":
+		c.happened("%s", c.why(rest))
 	default:
 		c.t.Fatalf("unknown word %q", words[0])
 	}
@@ -508,6 +514,67 @@ func format(t *testing.T, packet []byte) string {
 	}
 	return s
 }
+
+// why is an explanation: its name, its route, its servers and its questions, each with
+// what belongs to it on lines of their own.
+func (c *conversation) why(words []string) string {
+	name, ok := wire.ParseName(words[0])
+	if !ok {
+		c.t.Fatalf("%q is not a name", words[0])
+	}
+	var types []uint16
+	for _, w := range words[1:] {
+		types = append(types, dns.StringToType[w])
+	}
+	ex := c.s.Explain(name, types)
+	var b strings.Builder
+	line := func(indent int, what string, v any) {
+		text, err := json.Marshal(v)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		// A time is the seconds since the conversation began.
+		words := stamp.ReplaceAllFunc(text, func(quoted []byte) []byte {
+			at, err := time.Parse(time.RFC3339Nano, strings.Trim(string(quoted), `"`))
+			if err != nil {
+				c.t.Fatal(err)
+			}
+			return []byte(at.Sub(c.start).String())
+		})
+		fmt.Fprintf(&b, "\n%s%s %s", strings.Repeat("  ", indent), what, words)
+	}
+	fmt.Fprintf(&b, "why: %s in a cluster %s", ex.Name, ex.ClusterDomain)
+	r := ex.Route
+	fmt.Fprintf(&b, "\nroute of %s zone %s policy %s", r.Suffix, r.Zone, r.Policy)
+	for _, flag := range []struct {
+		name string
+		set  bool
+	}{{"loop", r.Loop}, {"dead", r.Dead}, {"await", r.Await}} {
+		if flag.set {
+			b.WriteString(" " + flag.name)
+		}
+	}
+	for _, s := range r.Servers {
+		line(1, "server", s)
+	}
+	if ex.Overload != nil {
+		line(0, "overload", ex.Overload)
+	}
+	for _, q := range ex.Questions {
+		fmt.Fprintf(&b, "\nquestion %s do=%v cd=%v rd=%v", q.Type, q.DO, q.CD, q.RD)
+		line(1, "answer", q.Answer)
+		if q.Entry != nil {
+			line(1, "entry", q.Entry)
+		}
+		if q.Flight != nil {
+			line(1, "flight", q.Flight)
+		}
+	}
+	return b.String()
+}
+
+// stamp is a time in JSON.
+var stamp = regexp.MustCompile(`"\d{4}-\d\d-\d\dT[^"]*"`)
 
 // stats is the counters that are not 0, on a line each for zones and servers.
 func (c *conversation) stats() string {

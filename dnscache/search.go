@@ -93,10 +93,20 @@ func (s *Server) denied(st *state, rt *route, key []byte, now time.Duration) *ca
 	if above == nil {
 		return nil
 	}
-	if e := s.cache.Get(above); e != nil && e.Whole() && e.Fresh(now) {
+	if e := s.cache.Get(above); denies(e, now) {
 		return e
 	}
 	return nil
+}
+
+// denies reports whether e, which the cache has of a service, is the denial of all
+// names below it.
+func denies(e *cache.Entry, now time.Duration) bool { return e != nil && e.Whole() && e.Fresh(now) }
+
+// wasThere reports whether e, which the cache has of a service, is, or was, what there
+// is of one that exists.
+func wasThere(e *cache.Entry) bool {
+	return e != nil && (e.Class() == cache.Success || e.Class() == cache.Denial && e.RCode() == wire.NoError)
 }
 
 // askAbove asks whether there is the service that a flight's name lies below, and
@@ -110,7 +120,7 @@ func (s *Server) askAbove(fl *flight) (denial *cache.Entry, late bool) {
 	}
 	// One that has been there most likely is still. If not, the name's own denial
 	// tells.
-	if e := s.cache.Get(key); e != nil && (e.Class() == cache.Success || e.Class() == cache.Denial && e.RCode() == wire.NoError) {
+	if wasThere(s.cache.Get(key)) {
 		return nil, false
 	}
 	word := make(above, 1)

@@ -77,16 +77,27 @@ func (c Config) keep() [cache.Zones]cache.Keep {
 // without waiting for upstream. It does not allocate, but for the refresh that it
 // begins once in recheck where upstream is dead.
 func (s *Server) unanswered(st *state, rt *route, e *cache.Entry, now time.Duration) bool {
-	if rt.loop.closed.Load() || s.pausing(st, rt, e, now) {
-		return true
-	}
-	if rt.group.Dead(s.start.Add(now)) {
+	why := s.hopeless(st, rt, e, now)
+	if why == BecauseDead {
 		// Of these questions upstream lets one through now and then; that is how
 		// it is found to live.
 		s.refresh(st, rt, e, now, refreshStale, 0)
-		return true
 	}
-	return false
+	return why != ""
+}
+
+// hopeless is why there is no point in waiting for upstream where there is something
+// that has expired; empty where there is.
+func (s *Server) hopeless(st *state, rt *route, e *cache.Entry, now time.Duration) Reason {
+	switch {
+	case rt.loop.closed.Load():
+		return BecauseLoop
+	case s.pausing(st, rt, e, now):
+		return BecauseFailed
+	case rt.group.Dead(s.start.Add(now)):
+		return BecauseDead
+	}
+	return ""
 }
 
 // pausing reports whether a refresh of e has failed such a short time ago that it
