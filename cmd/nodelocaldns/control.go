@@ -161,13 +161,20 @@ func (s *serving) controlHandler() http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(s.status(time.Now())) // the client went away
 	})
+	mux.HandleFunc("GET /why", func(w http.ResponseWriter, r *http.Request) {
+		q, err := parseWhy(r.URL.Query())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(s.Explain(q.name, q.types)) // the client went away
+	})
 	return mux
 }
 
-// askControl asks the resolver of dir, or the relay that stands in for it, about
-// itself. That there is none, or that it cannot be asked, is part of the answer.
-func askControl(ctx context.Context, dir string) resolverStatus {
-	path := filepath.Join(dir, controlSocket)
+// getControl reads a page of the control socket at path into what v points at.
+func getControl(ctx context.Context, path, page string, v any) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	transport := &http.Transport{
@@ -177,28 +184,36 @@ func askControl(ctx context.Context, dir string) resolverStatus {
 			return d.DialContext(ctx, "unix", path)
 		},
 	}
-	ask := func() (rs resolverStatus, err error) {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://control/status", nil)
-		if err != nil {
-			return rs, err
-		}
-		resp, err := (&http.Client{Transport: transport}).Do(req)
-		if err != nil {
-			return rs, err
-		}
-		defer resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			return rs, errors.New(resp.Status)
-		}
-		return rs, json.NewDecoder(resp.Body).Decode(&rs)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://control"+page, nil)
+	if err != nil {
+		return err
 	}
-	switch rs, err := ask(); {
+	resp, err := (&http.Client{Transport: transport}).Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return errors.New(resp.Status)
+	}
+	return json.NewDecoder(resp.Body).Decode(v)
+}
+
+// unseen is why a resolver cannot be seen by who has no right to ask it.
+const unseen = "not seen: needs root"
+
+// askControl asks the resolver of dir, or the relay that stands in for it, about
+// itself. That there is none, or that it cannot be asked, is part of the answer.
+func askControl(ctx context.Context, dir string) resolverStatus {
+	path := filepath.Join(dir, controlSocket)
+	var rs resolverStatus
+	switch err := getControl(ctx, path, "/status", &rs); {
 	case err == nil:
 		return rs
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return resolverStatus{Why: "no resolver at " + path}
 	case errors.Is(err, fs.ErrPermission):
-		return resolverStatus{Why: "not seen: needs root"}
+		return resolverStatus{Why: unseen}
 	default:
 		return resolverStatus{Why: fmt.Sprintf("asking %s: %v", path, err)}
 	}

@@ -71,6 +71,7 @@ func (a *app) commands() []*cobra.Command {
 		a.applyCommand(),
 		a.rollbackCommand(),
 		a.statusCommand(),
+		a.whyCommand(),
 		a.canaryCommand(),
 		a.doctorCommand(),
 		a.kubeletEnvCommand(),

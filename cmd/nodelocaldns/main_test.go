@@ -410,6 +410,9 @@ func TestUsageErrorsAreOneErrorAndOneHint(t *testing.T) {
 		{"completion tcsh", `unknown shell "tcsh"`, "allowed: bash, zsh, fish"},
 		{"help bogus", `unknown command "bogus"`, "nodelocaldns --help lists the commands"},
 		{"--root /img serve", "nodelocaldns serve works on the running system, --root leaves that alone", "run it without --root; config, plan, apply, rollback, status and kubelet-env take --root"},
+		{"why", "missing argument name", "nodelocaldns why --help shows what it takes"},
+		{"why a A AAAA", `unknown argument "AAAA"`, "nodelocaldns why --help shows what it takes"},
+		{"--root /img why a", "nodelocaldns why works on the running system, --root leaves that alone", "run it without --root; config, plan, apply, rollback, status and kubelet-env take --root"},
 		{"--root /img guard", "nodelocaldns guard works on the running system, --root leaves that alone", "run it without --root; config, plan, apply, rollback, status and kubelet-env take --root"},
 	} {
 		t.Run(tt.args, func(t *testing.T) {
@@ -424,7 +427,7 @@ func TestUsageErrorsAreOneErrorAndOneHint(t *testing.T) {
 
 // Every command has help, on standard output, that names its own flags.
 func TestHelpIsAResult(t *testing.T) {
-	commands := []string{"", "serve", "guard", "plan", "apply", "rollback", "status", "canary", "kubelet-env", "config", "config default", "config check", "config show", "version", "completion"}
+	commands := []string{"", "serve", "guard", "plan", "apply", "rollback", "status", "why", "canary", "kubelet-env", "config", "config default", "config check", "config show", "version", "completion"}
 	for _, command := range commands {
 		for _, args := range [][]string{append(strings.Fields(command), "--help"), append([]string{"help"}, strings.Fields(command)...)} {
 			code, stdout, stderr := runHere(t, "", args...)
@@ -438,7 +441,7 @@ func TestHelpIsAResult(t *testing.T) {
 func TestTheCommandsAreThoseOfHelp(t *testing.T) {
 	_, stdout, _ := runHere(t, "", "--help")
 	last := -1
-	for _, name := range []string{"serve", "guard", "plan", "apply", "rollback", "status", "canary", "kubelet-env", "config", "version", "completion"} {
+	for _, name := range []string{"serve", "guard", "plan", "apply", "rollback", "status", "why", "canary", "kubelet-env", "config", "version", "completion"} {
 		i := strings.Index(stdout, "\n  "+name+" ")
 		if i <= last {
 			t.Errorf("%s is not in its place in\n%s", name, stdout)

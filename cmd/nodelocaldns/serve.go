@@ -32,6 +32,7 @@ type resolver interface {
 	Reload(cfg dnscache.Config) error
 	Stats() dnscache.Stats
 	Sockets() []dnscache.SocketState
+	Explain(name []byte, types []uint16) dnscache.Explanation
 	SaveCache(w io.Writer) (replies int, err error)
 	LoadCache(r io.Reader) (replies int, err error)
 }
