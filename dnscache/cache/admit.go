@@ -258,7 +258,7 @@ func (s *recordSet) trim(msg, name []byte) error {
 		if !ok {
 			return ErrMalformed
 		}
-		if (r.Type == wire.TypeSOA || r.Type == wire.TypeNS) && r.Class == wire.ClassIN && chain.below(owner) {
+		if (r.Type == wire.TypeSOA || r.Type == wire.TypeNS) && chain.below(owner) {
 			apex = append(apex, owner...)
 			break
 		}
