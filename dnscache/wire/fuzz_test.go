@@ -2,6 +2,7 @@ package wire_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"strings"
 	"testing"
@@ -192,6 +193,50 @@ func FuzzNames(f *testing.F) {
 		n, err := dns.PackDomainName(theirs, back, 0, nil, false)
 		if err != nil || !bytes.Equal(AppendFold(nil, back[:n]), ours) {
 			t.Fatalf("%x here and %x there (%v)", ours, back[:n], err)
+		}
+	})
+}
+
+// Whatever a reply is: nothing but letters of its names change, and those to what was
+// asked for.
+func FuzzRespell(f *testing.F) {
+	for i, rr := range records(f, "wWw.ShOp.eXAMPle.") {
+		for _, compress := range []bool{false, true} {
+			m := new(dns.Msg).SetQuestion("wWw.ShOp.eXAMPle.", dns.TypeANY)
+			m.Response, m.Compress, m.Answer = true, compress, []dns.RR{rr}
+			if i%2 == 0 {
+				m.Ns = []dns.RR{&dns.NS{Hdr: dns.RR_Header{Name: "ShOp.eXAMPle.", Rrtype: dns.TypeNS, Class: dns.ClassINET}, Ns: "nS.eXAMPle."}}
+			}
+			b, err := m.Pack()
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(b)
+		}
+	}
+	f.Fuzz(func(t *testing.T, reply []byte) {
+		var q Query
+		if len(reply) < HeaderLen || binary.BigEndian.Uint16(reply[4:]) != 1 {
+			return
+		}
+		asked := bytes.Clone(reply)
+		binary.BigEndian.PutUint16(asked[2:], 0)
+		copy(asked[6:HeaderLen], make([]byte, 6))
+		end := SkipName(asked, HeaderLen)
+		if end < 0 || end+4 > len(asked) || ParseQuery(asked[:end+4], &q) != Answer {
+			return
+		}
+		sent := bytes.Clone(q.Name())
+		name := AppendFold(nil, sent)
+		before, theirs := bytes.Clone(reply), new(dns.Msg)
+		readable := theirs.Unpack(reply) == nil
+		Respell(reply, sent, name)
+		if !bytes.Equal(reply[HeaderLen:end], name) || !EqualFold(reply, before) {
+			t.Fatalf("%x became %x", before, reply)
+		}
+		ours := new(dns.Msg)
+		if err := ours.Unpack(reply); readable && (err != nil || !strings.EqualFold(ours.String(), theirs.String())) {
+			t.Fatalf("%v became %v, %v", theirs, ours, err)
 		}
 	})
 }

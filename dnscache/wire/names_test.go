@@ -13,7 +13,7 @@ import (
 )
 
 // records are of every type, and of an owner.
-func records(t *testing.T, owner string) []dns.RR {
+func records(t testing.TB, owner string) []dns.RR {
 	t.Helper()
 	rrs, err := dnstest.Records(owner, 30)
 	if err != nil {
