@@ -29,4 +29,12 @@
 //     connections by number.
 //   - A loop of forwarders is reported and answered with SERVFAIL. Nothing
 //     that comes over the network ends the process.
+//
+// # Standards
+//
+// What is promised of each of these, a conversation in testdata/scenario that names
+// it shows: RFC 1035 and 2181 (messages, TTLs, whose word counts), 2308, 8020 and 9520
+// (denials and failures), 3597 (unknown types), 4035 and 6840 (DNSSEC passed on), 5452
+// (forged replies), 6891 (EDNS), 7766 (TCP), 7873 (cookies), 8482 (ANY), 8767 (stale
+// replies), 8914 (extended errors) and 9460 (SVCB, HTTPS).
 package dnscache

@@ -84,6 +84,40 @@ func TestConversations(t *testing.T) {
 	}
 }
 
+var rfc = regexp.MustCompile(`RFC (\d+)`)
+
+// Which standards there are, the package's comment says.
+func TestEveryStandardHasAConversation(t *testing.T) {
+	doc, err := os.ReadFile("doc.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, standards, _ := strings.Cut(string(doc), "# Standards")
+	files, err := filepath.Glob("testdata/scenario/*.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var named []string
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range rfc.FindAllStringSubmatch(strings.ReplaceAll(string(txtar.Parse(data).Comment), "\n", " "), -1) {
+			named = append(named, m[1])
+		}
+	}
+	promised := regexp.MustCompile(`\b\d{4}\b`).FindAllString(standards, -1)
+	if len(promised) == 0 {
+		t.Error("no standards")
+	}
+	for _, number := range promised {
+		if !slices.Contains(named, number) {
+			t.Errorf("no conversation names RFC %s", number)
+		}
+	}
+}
+
 // A conversation is one scenario being played.
 type conversation struct {
 	t          *testing.T
