@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -190,7 +189,7 @@ func TestAResolverThatDoesNotExplainIsAnError(t *testing.T) {
 	go func() { _ = srv.Serve(l) }()
 	defer srv.Close()
 	a := &app{runDir: dir, stateDir: t.TempDir(), term: term{stdout: io.Discard, stderr: io.Discard}}
-	err = a.why(context.Background(), whyQuery{"a", []byte("\x01a\x00"), []uint16{wire.TypeA}}, false)
+	err = a.why(t.Context(), whyQuery{"a", []byte("\x01a\x00"), []uint16{wire.TypeA}}, false)
 	if want := "asking " + filepath.Join(dir, controlSocket) + ": 404 Not Found"; err == nil || err.Error() != want {
 		t.Errorf("%v, want %s", err, want)
 	}
