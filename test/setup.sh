@@ -19,8 +19,9 @@ case ${1-} in
 package) need=() ;; # Go and git do it
 run) need=("${node[@]}" dig:bind9-dnsutils curl:curl diff:diffutils) ;;
 # The race detector needs a C compiler, systemd judges what we make of units, and
-# packages have judges of their own.
-test) need=("${node[@]}" nft:nftables gcc:gcc systemd-analyze:systemd dbus-daemon:dbus rpm:rpm lintian:lintian rpmlint:rpmlint mandoc:mandoc) ;;
+# packages have judges of their own. unbound answers what our resolver answers, to
+# be compared.
+test) need=("${node[@]}" unbound:unbound nft:nftables gcc:gcc systemd-analyze:systemd dbus-daemon:dbus rpm:rpm lintian:lintian rpmlint:rpmlint mandoc:mandoc) ;;
 node) need=("${booted[@]}") ;;
 # The programs that look names up are in C.
 promises) need=("${booted[@]}" iptables:iptables gcc:gcc musl-gcc:musl-tools) ;;
@@ -52,6 +53,12 @@ install="apt-get install -y --no-install-recommends ${packages[*]}"
 command -v apt-get >/dev/null || fail "not installed: ${packages[*]}, and there is no apt-get" 'install them with the package manager of this system'
 
 echo "setup: installing ${packages[*]}" >&2
+# Its package would have unbound answer this machine's queries, now and after each
+# boot. The tests start one of their own.
+if [[ " ${packages[*]} " == *' unbound '* && -d /etc/systemd/system && ! -e /etc/systemd/system/unbound.service ]]; then
+	ln -sf /dev/null /etc/systemd/system/unbound.service
+	echo 'setup: unbound.service is masked: the tests start unbound themselves' >&2
+fi
 export DEBIAN_FRONTEND=noninteractive
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
