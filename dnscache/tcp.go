@@ -50,8 +50,13 @@ type client struct {
 	pending  chan struct{} // one token a question that waits
 	last     atomic.Int64  // when it came or last asked, on the server's clock
 
-	mu  sync.Mutex // held while writing
-	out []byte
+	writing sync.Mutex // held while writing, before mu
+	spare   []byte     // the buffer that out takes turns with
+
+	mu       sync.Mutex
+	out      []byte // replies that are to be written, each with its length in front
+	waited   int    // of these, those to questions that waited
+	flushing bool   // somebody is about to write them
 }
 
 // A streamSocket is one TCP listener.
@@ -96,44 +101,75 @@ func (s *Server) accept(ctx context.Context, l *streamSocket) {
 // behind them; their replies go out as they come (RFC 7766 7).
 func (c *client) serve(ctx context.Context, s *Server) {
 	defer s.clients.remove(c)
-	r := bufio.NewReader(c.conn)
-	var in []byte
+	r := bufio.NewReaderSize(c.conn, keptBuffer)
 	var q question
 	for {
-		_ = c.conn.SetReadDeadline(time.Now().Add(idleTimeout))
-		if ctx.Err() != nil {
-			break // SetReadDeadline may have undone the interruption
+		if !whole(r) {
+			// All that has been asked is answered, with one write.
+			if c.flush() != nil {
+				break
+			}
+			_ = c.conn.SetReadDeadline(time.Now().Add(idleTimeout))
+			if ctx.Err() != nil {
+				break // SetReadDeadline may have undone the interruption
+			}
 		}
-		var size [2]byte
-		if _, err := io.ReadFull(r, size[:]); err != nil {
-			break
-		}
-		n := int(binary.BigEndian.Uint16(size[:]))
-		if n < wire.HeaderLen {
-			break
-		}
-		if cap(in) < n {
-			in = make([]byte, n)
-		}
-		if _, err := io.ReadFull(r, in[:n]); err != nil {
+		pkt, err := readQuery(r)
+		if err != nil {
 			break
 		}
 		c.last.Store(int64(s.now()))
-		if !c.query(s, &q, in[:n]) {
+		if !c.query(s, &q, pkt) {
 			break
 		}
 	}
+	_ = c.flush()
 	// Those that wait are answered before the connection is closed.
 	for range maxPending {
 		c.pending <- struct{}{}
 	}
 }
 
+// whole reports whether the next query has been read to its end.
+func whole(r *bufio.Reader) bool {
+	if r.Buffered() < 2 {
+		return false
+	}
+	size, _ := r.Peek(2) // it is there
+	return r.Buffered() >= 2+int(binary.BigEndian.Uint16(size))
+}
+
+// errNoQuery ends a client that sends what is too short to be one.
+var errNoQuery = errors.New("too short for a query")
+
+// readQuery reads a query, which is r's until the next one is read, if it is no
+// longer than most.
+func readQuery(r *bufio.Reader) ([]byte, error) {
+	size, err := r.Peek(2)
+	if err != nil {
+		return nil, err
+	}
+	n := int(binary.BigEndian.Uint16(size))
+	_, _ = r.Discard(2) // they are there
+	switch {
+	case n < wire.HeaderLen:
+		return nil, errNoQuery
+	case n > r.Size():
+		pkt := make([]byte, n)
+		_, err := io.ReadFull(r, pkt)
+		return pkt, err
+	}
+	pkt, err := r.Peek(n)
+	_, _ = r.Discard(len(pkt))
+	return pkt, err
+}
+
 // query answers one query, now or later. It is false where the connection is
 // to be closed.
 func (c *client) query(s *Server, q *question, pkt []byte) bool {
 	c.mu.Lock()
-	out := append(c.out[:0], 0, 0)
+	at := len(c.out)
+	out := append(c.out, 0, 0)
 	now := s.now()
 	reply, outcome := s.answer(c.counters, q, pkt, out, wire.MaxMessage, now)
 	if s.shares.limit.Load() > 0 {
@@ -143,16 +179,27 @@ func (c *client) query(s *Server, q *question, pkt []byte) bool {
 		reply, outcome = s.refuse(c.counters, q, out, wire.MaxMessage, now), replied
 	}
 	if outcome == replied {
-		err := c.write(reply)
-		c.mu.Unlock()
-		return err == nil
+		c.queue(reply, at)
 	}
+	full := len(c.out) >= enoughReplies
 	c.mu.Unlock()
-	if outcome == dropped {
+	if full && c.flush() != nil {
 		return false
 	}
-	c.pending <- struct{}{}
-	s.join(q.key, &q.query, c)
+	switch outcome {
+	case dropped:
+		return false
+	case deferred:
+		select {
+		case c.pending <- struct{}{}:
+		default: // it waits for those before it, and must not keep replies to itself
+			if c.flush() != nil {
+				return false
+			}
+			c.pending <- struct{}{}
+		}
+		s.join(q.key, &q.query, c)
+	}
 	return true
 }
 
@@ -160,34 +207,61 @@ func (c *client) client() netip.Addr { return c.from }
 
 // deliver implements peer. A client that does not read holds up only itself.
 func (c *client) deliver(q *wire.Query, t told, now time.Duration) {
-	own := q.Clone()
-	go func() {
-		c.mu.Lock()
-		msg := c.counters.send(append(c.out[:0], 0, 0), &own, t, now, wire.MaxMessage)
-		if c.write(msg) != nil {
-			_ = c.conn.Close() // the reader ends too
-		}
-		c.mu.Unlock()
-		<-c.pending
-	}()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	at := len(c.out)
+	c.queue(c.counters.send(append(c.out, 0, 0), q, t, now, wire.MaxMessage), at)
+	c.waited++
+	if !c.flushing {
+		c.flushing = true
+		go func() { _ = c.flush() }()
+	}
 }
 
-// write sends a message that has two bytes of room for its length in front,
-// in one segment where it fits (RFC 7766 8). c.mu is held.
-func (c *client) write(msg []byte) error {
-	binary.BigEndian.PutUint16(msg, uint16(len(msg)-2))
-	if cap(msg) <= maxKeptBuffer {
-		c.out = msg
+// queue takes out with one more reply, which has two bytes for its length in front of
+// it, at at. c.mu is held.
+func (c *client) queue(out []byte, at int) {
+	binary.BigEndian.PutUint16(out[at:], uint16(len(out)-at-2))
+	c.out = out
+}
+
+// flush writes the replies there are: with one call, so that what fits goes in one
+// segment (RFC 7766 8). The error of a client that does not read, or is gone, closes
+// its connection, which ends the reader.
+func (c *client) flush() error {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	c.mu.Lock()
+	out, waited := c.out, c.waited
+	c.out, c.waited, c.flushing = c.spare[:0], 0, false
+	c.mu.Unlock()
+	c.spare = nil
+	if cap(out) <= keptBuffer {
+		c.spare = out
 	}
-	if err := c.conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
-		return err
+	var err error
+	if len(out) > 0 {
+		if err = c.conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err == nil {
+			_, err = c.conn.Write(out)
+		}
+		if err != nil {
+			_ = c.conn.Close()
+		}
 	}
-	_, err := c.conn.Write(msg)
+	for range waited {
+		<-c.pending
+	}
 	return err
 }
 
-// maxKeptBuffer is the largest reply buffer that a connection keeps.
-const maxKeptBuffer = 4096
+const (
+	// keptBuffer is the largest buffer that a connection keeps, of three: what it has
+	// asked, what it is told, and what it is told meanwhile.
+	keptBuffer = 4096
+	// enoughReplies is how many bytes of replies are written, though there are more
+	// queries that could be answered.
+	enoughReplies = 16 << 10
+)
 
 // add lets a client in, in place of an idle one where there are too many, of its
 // address or at all. It is false where all of those are busy.

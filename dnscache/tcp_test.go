@@ -1,10 +1,12 @@
 package dnscache
 
 import (
+	"bytes"
 	"encoding/binary"
 	"io"
 	"net"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/miekg/dns"
@@ -35,12 +37,12 @@ func TestAReplyOverTCPIsToTheQuestionThatWasAsked(t *testing.T) {
 	}
 	e := cache.NewFailure(wire.AppendKey(nil, &q), wire.ServFail, wire.EDENotReady, zoneExternal, 0)
 
-	c.mu.Lock() // another reply is being written
+	c.writing.Lock() // another reply is being written
 	c.pending <- struct{}{}
 	c.deliver(&q, told{Entry: e}, 0)
 	copy(in, pack(2, "later.example."))
 	wire.ParseQuery(in, &q)
-	c.mu.Unlock()
+	c.writing.Unlock()
 
 	_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
 	var size [2]byte
@@ -102,5 +104,56 @@ func TestTheClientsOfOneAddressAreBounded(t *testing.T) {
 	s.clients.remove(first) // as its reader does
 	if n := s.clients.each[address(1)]; n != maxEach {
 		t.Errorf("%d of the address are counted, want %d", n, maxEach)
+	}
+}
+
+// What a client has asked for at once it is told at once (RFC 7766 6.2.1.1), whatever
+// comes behind it.
+func TestRepliesToWhatWasAskedAtOnceGoOutTogether(t *testing.T) {
+	long := new(dns.Msg).SetQuestion("web.ns.svc.cluster.local.", dns.TypeA)
+	long.SetEdns0(1232, false).IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_PADDING{Padding: make([]byte, 2*keptBuffer)}}
+	padded, err := long.Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		what   string
+		behind []byte
+		ends   bool
+	}{
+		{"nothing behind it", nil, false},
+		{"half a query behind it", framed(packet(t, "web.ns.svc.cluster.local.", "A"))[:9], false},
+		{"what is no query behind it", []byte{0, 2, 'n', 'o'}, true},
+		{"a query that has an answer already behind it", framed(append([]byte{0, 0, 0x80}, make([]byte, 20)...)), true},
+		{"a query longer than the buffer behind it", framed(padded), false},
+	} {
+		t.Run(tt.what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := offline(t, addresses(1))
+				hit := packet(t, "web.ns.svc.cluster.local.", "A")
+				warm(t, s, hit)
+				c, ended := onPipe(t, s)
+				const queries = 10
+				go func() { _, _ = c.Write(append(bytes.Repeat(framed(hit), queries), tt.behind...)) }()
+				buf := make([]byte, 64<<10)
+				n, err := c.Read(buf) // what one write has written
+				got := 0
+				for b := buf[:n]; len(b) > 0; got++ {
+					b = b[2+int(binary.BigEndian.Uint16(b)):]
+				}
+				if got != queries || err != nil {
+					t.Errorf("%d replies in the first write, %v; want %d", got, err, queries)
+				}
+				if len(tt.behind) > keptBuffer {
+					if m := next(t, c); len(m.Answer) != 1 {
+						t.Errorf("the long query got\n%s", m)
+					}
+				}
+				if !tt.ends {
+					_ = c.Close()
+				}
+				<-ended
+			})
+		})
 	}
 }
