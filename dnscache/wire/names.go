@@ -45,9 +45,6 @@ func DataNames(msg []byte, r Record) (at [2]int, n int, ok bool) {
 	}
 	off += l.skip
 	for ; n < l.names; n++ {
-		if off >= r.End {
-			return at, 0, false
-		}
 		at[n] = off
 		if off = SkipName(msg, off); off < 0 || off > r.End {
 			return at, 0, false
@@ -91,20 +88,11 @@ func respellName(msg []byte, off int, sent, name []byte) {
 	}
 	for off < end {
 		from := len(name) - len(full)
-		if from >= 0 && startsLabel(name, from) && EqualFold(full, name[from:]) && string(msg[off:end]) == string(sent[from:from+end-off]) {
+		if from >= 0 && EqualFold(full, name[from:]) && string(msg[off:end]) == string(sent[from:from+end-off]) {
 			copy(msg[off:end], name[from:])
 			return
 		}
 		n := 1 + int(msg[off])
 		off, full = off+n, full[n:]
 	}
-}
-
-// startsLabel reports whether one of name's labels begins at off.
-func startsLabel(name []byte, off int) bool {
-	at := 0
-	for at < off {
-		at += 1 + int(name[at])
-	}
-	return at == off
 }

@@ -55,10 +55,11 @@ func TestTheNamesInDataAreFound(t *testing.T) {
 		if len(want) == 0 {
 			continue
 		}
+		open := slices.Contains([]uint16{TypeSVCB, TypeHTTPS, dns.TypeSIG, TypeRRSIG, dns.TypeNXT, TypeNSEC}, r.Type)
 		for end := r.Data; end < r.End; end++ {
 			cut := r
 			cut.End = end
-			if _, n, ok := DataNames(msg[:end], cut); ok && n == len(want) && end <= at[n-1] {
+			if at, n, ok := DataNames(msg, cut); ok && (!open || SkipName(msg, at[n-1]) > end) {
 				t.Errorf("%v: %d names in %d bytes of %d", rr, n, end-r.Data, r.End-r.Data)
 			}
 		}
