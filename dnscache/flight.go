@@ -70,7 +70,9 @@ type flight struct {
 	again bool          // it was asked in vain before, and others have been answered since
 
 	ctx    context.Context // of the question to upstream
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
+	answer deadline // those who wait are told something
+	last   deadline // upstream is listened to no more
 
 	// Guarded by flights.mu.
 	waiters []waiter
@@ -100,6 +102,7 @@ type flights struct {
 	holders    holders        // the others
 	running    sync.WaitGroup // the same as n, and those that were dropped until they end
 	waiting    sync.WaitGroup // flights that have not landed
+	deadlines  deadlines      // of flights; it has a lock of its own
 
 	bound     bucket // of refreshes
 	guesses   bucket
@@ -212,7 +215,7 @@ func (f *flights) drop(fl *flight) []waiter {
 	f.release(fl)
 	f.n--
 	fl.dropped = true
-	fl.cancel()
+	fl.cancel(nil)
 	if fl.landed {
 		return nil
 	}
@@ -235,7 +238,7 @@ func (s *Server) begin(st *state, rt *route, key []byte, e *cache.Entry, now tim
 		at, _, failed := e.Failed()
 		fl.again = failed && s.answeredSince(rt, at)
 	}
-	fl.ctx, fl.cancel = context.WithTimeout(s.work, lateBudget)
+	fl.ctx, fl.cancel = context.WithCancelCause(s.work)
 	f := &s.flights
 	f.byKey[string(fl.key)] = fl
 	f.n++
@@ -251,12 +254,17 @@ func (s *Server) fly(fl *flight) {
 	var by *upstream.Counters
 	var err error
 	defer func() { s.flights.ended(fl, errors.Is(err, upstream.ErrDead)) }()
-	timer := time.AfterFunc(fl.wait, func() {
+	fl.answer.due = func() {
 		s.land(fl, cache.NewFailure(fl.key, wire.ServFail, wire.EDENetworkError, fl.route.zone, s.now()), silent)
 		signal(s.suspected)
-	})
-	defer timer.Stop()
-	defer fl.cancel()
+	}
+	fl.last.due = func() { fl.cancel(context.DeadlineExceeded) }
+	due := &s.flights.deadlines
+	due.set(&fl.answer, fl.wait)
+	due.set(&fl.last, lateBudget)
+	defer due.stop(&fl.answer)
+	defer due.stop(&fl.last)
+	defer fl.cancel(nil)
 	switch denial, late := s.askAbove(fl); {
 	case denial != nil:
 		s.deny(fl, denial)

@@ -147,9 +147,7 @@ func (a above) deliver(_ *wire.Query, t told, _ time.Duration) { a <- t }
 // deny answers a flight with the denial of the service above its name. It is kept only
 // where it was asked for with nobody waiting: for all others that of the service is.
 func (s *Server) deny(fl *flight, above *cache.Entry) {
-	if fl.refresh {
-		s.searchOn(fl)
-	} else {
+	if !s.searchOn(fl) && !fl.refresh {
 		s.search(s.state.Load(), fl.key, s.now())
 	}
 	s.flights.mu.Lock()
@@ -200,12 +198,19 @@ func (s *Server) search(st *state, key []byte, now time.Duration) {
 	}
 }
 
-// searchOn goes on where the services' name has been denied, too.
-func (s *Server) searchOn(fl *flight) {
-	if st := s.state.Load(); fl.sought != nil && st.search != nil {
-		g := guess{s, st, fl.key, fl.sought, s.now()}
-		g.begin(nil, st.search.domain, root)
+// searchOn goes on where the services' name has been denied, too; false where a flight
+// is not for that.
+func (s *Server) searchOn(fl *flight) bool {
+	s.flights.mu.Lock()
+	sought := fl.sought
+	s.flights.mu.Unlock()
+	st := s.state.Load()
+	if sought == nil || st.search == nil {
+		return false
 	}
+	g := guess{s, st, fl.key, sought, s.now()}
+	g.begin(nil, st.search.domain, root)
+	return true
 }
 
 var root = []byte{0}
@@ -246,8 +251,14 @@ func (g *guess) one(key, then []byte) {
 	name, _ := wire.SplitKey(key)
 	rt := g.st.routes.find(name)
 	e := g.s.cache.Get(key)
+	if fl := f.byKey[string(key)]; fl != nil {
+		if fl.sought == nil {
+			fl.sought = then // it was begun for somebody else
+		}
+		return
+	}
 	switch {
-	case len(name) > wire.MaxName, f.closed, f.byKey[string(key)] != nil, e != nil && e.Fresh(g.now),
+	case len(name) > wire.MaxName, f.closed, e != nil && e.Fresh(g.now),
 		rt.loop.closed.Load(), rt.group.Dead(g.s.start.Add(g.now)), g.s.shares.limit.Load() > 0:
 	case f.mayBegin(&f.guesses, g.now, 0):
 		fl := g.s.beginForNobody(g.st, rt, key, e, g.now, refreshSearch)
