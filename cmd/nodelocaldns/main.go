@@ -73,6 +73,7 @@ func (a *app) commands() []*cobra.Command {
 		a.statusCommand(),
 		a.whyCommand(),
 		a.canaryCommand(),
+		a.benchCommand(),
 		a.doctorCommand(),
 		a.kubeletEnvCommand(),
 		a.configCommand(),

@@ -409,6 +409,20 @@ func TestUsageErrorsAreOneErrorAndOneHint(t *testing.T) {
 		{"completion", "missing argument bash|zsh|fish", "nodelocaldns completion --help shows what it takes"},
 		{"completion tcsh", `unknown shell "tcsh"`, "allowed: bash, zsh, fish"},
 		{"help bogus", `unknown command "bogus"`, "nodelocaldns --help lists the commands"},
+		{"bench", "no name given with --host", "such as --host kubernetes.default.svc.cluster.local"},
+		{"bench --host a..b --server 127.0.0.1", `"a..b" is no name: it has an empty label`, "nodelocaldns bench --help shows what it takes"},
+		{"bench --host 192.0.2.1 --server 127.0.0.1", "192.0.2.1 is an address, and nobody is asked for those", "nodelocaldns bench --help shows what it takes"},
+		{"bench --host a --server 8.8.8.8", "8.8.8.8 is an address neither of this node nor of a private network", "with --yes it is asked all the same: is it yours?"},
+		{"bench --host a --server dns.example", "--server dns.example is no address", "such as 169.254.20.10, 127.0.0.1:5353 or [fd00::a]:53"},
+		{"bench --host a --server 127.0.0.1:0", "--server 127.0.0.1:0 is no address", "such as 169.254.20.10, 127.0.0.1:5353 or [fd00::a]:53"},
+		{"bench --host a --server 127.0.0.1 --qtype A,ANY", `unknown type "ANY"`, "allowed: A, AAAA, CNAME, HTTPS, MX, NS, PTR, SOA, SRV, SVCB, TXT"},
+		{"bench --host a --server 127.0.0.1 --search a,b", `unknown argument "a,b"`, "a search list is given as --search=a,b"},
+		{"bench --host a --server 127.0.0.1 b", `unknown argument "b"`, "nodelocaldns bench --help shows what it takes"},
+		{"bench --host a --server 127.0.0.1 -c 6000", "concurrency: 6000 is not between 1 and 5000", "nodelocaldns bench --help shows what it takes"},
+		{"bench --host a -d 1d", `invalid argument "1d" for "-d, --duration" flag: want a number, or a duration such as 500ms or 30s`, "nodelocaldns bench --help lists its flags"},
+		{"bench --host a -l 0", `invalid argument "0" for "-l, --limit" flag: want more than 0`, "nodelocaldns bench --help lists its flags"},
+		{"bench --host a --ndots -1", `invalid argument "-1" for "--ndots" flag: want a number of 0 or more`, "nodelocaldns bench --help lists its flags"},
+		{"--root /img bench --host a", "nodelocaldns bench works on the running system, --root leaves that alone", "run it without --root; config, plan, apply, rollback, status and kubelet-env take --root"},
 		{"--root /img serve", "nodelocaldns serve works on the running system, --root leaves that alone", "run it without --root; config, plan, apply, rollback, status and kubelet-env take --root"},
 		{"why", "missing argument name", "nodelocaldns why --help shows what it takes"},
 		{"why a A AAAA", `unknown argument "AAAA"`, "nodelocaldns why --help shows what it takes"},
@@ -427,7 +441,7 @@ func TestUsageErrorsAreOneErrorAndOneHint(t *testing.T) {
 
 // Every command has help, on standard output, that names its own flags.
 func TestHelpIsAResult(t *testing.T) {
-	commands := []string{"", "serve", "guard", "plan", "apply", "rollback", "status", "why", "canary", "kubelet-env", "config", "config default", "config check", "config show", "version", "completion"}
+	commands := []string{"", "serve", "guard", "plan", "apply", "rollback", "status", "why", "canary", "bench", "kubelet-env", "config", "config default", "config check", "config show", "version", "completion"}
 	for _, command := range commands {
 		for _, args := range [][]string{append(strings.Fields(command), "--help"), append([]string{"help"}, strings.Fields(command)...)} {
 			code, stdout, stderr := runHere(t, "", args...)
@@ -441,7 +455,7 @@ func TestHelpIsAResult(t *testing.T) {
 func TestTheCommandsAreThoseOfHelp(t *testing.T) {
 	_, stdout, _ := runHere(t, "", "--help")
 	last := -1
-	for _, name := range []string{"serve", "guard", "plan", "apply", "rollback", "status", "why", "canary", "kubelet-env", "config", "version", "completion"} {
+	for _, name := range []string{"serve", "guard", "plan", "apply", "rollback", "status", "why", "canary", "bench", "kubelet-env", "config", "version", "completion"} {
 		i := strings.Index(stdout, "\n  "+name+" ")
 		if i <= last {
 			t.Errorf("%s is not in its place in\n%s", name, stdout)
