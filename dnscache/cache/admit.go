@@ -64,7 +64,7 @@ type Admission struct {
 var (
 	ErrMalformed = errors.New("malformed reply")
 	ErrTruncated = errors.New("truncated reply")
-	ErrForeign   = errors.New("reply with records of other names")
+	ErrLongChain = errors.New("reply with too many aliases")
 )
 
 // Admit decides what of a reply is kept, and for how long. It is a pure
@@ -77,9 +77,9 @@ var (
 //   - An answer's records belong to the name asked for or to a name that its
 //     CNAMEs (or a DNAME, RFC 6672) lead to. Authority records belong to a
 //     zone above such a name, additional ones to a name that an answer or
-//     authority record points at. What else upstream added is left out, and
-//     so is everything behind it and its OPT record (RFC 5452 6, RFC 6891
-//     6.2.6). Records of another class than IN are about no name at all.
+//     authority record points at. What else upstream added is left out, as is
+//     its OPT record (RFC 5452 6, RFC 6891 6.2.6). Records of another class
+//     than IN are about no name at all.
 //   - Signatures and proofs of denial are for those who asked with DO, or for
 //     that very type (RFC 4035 3.2.1); other records stay, wherever they stand.
 //   - Records whose data is not what their type says make the reply
@@ -121,26 +121,26 @@ func Admit(key, reply []byte, caps Caps) (Admission, error) {
 		a.Class, a.TTL, a.AD = Failure, FailureTTL, false
 		return a, nil
 	}
-	if err := set.trim(reply, name); err != nil {
+	drop, err := set.foreign(reply, name)
+	if err != nil {
 		return a, err
 	}
-	for _, r := range set.recs {
+	typ := wire.KeyType(key)
+	for i, r := range set.recs {
+		if drop[i] {
+			continue
+		}
 		if !intact(reply, r) {
 			return a, ErrMalformed
 		}
+		drop[i] = !wire.KeyDO(key) && isProof(r.Type) && r.Type != typ && typ != wire.TypeANY
 	}
-	typ := wire.KeyType(key)
-	proof := func(r wire.Record) bool {
-		return !wire.KeyDO(key) && isProof(r.Type) && r.Type != typ && typ != wire.TypeANY
-	}
-	free := set.free(reply, start)
-	if slices.ContainsFunc(set.recs, proof) || !free && !set.sound(reply, start) {
-		var err error
-		if reply, err = set.rewrite(reply, start, proof); err != nil {
+	if slices.Contains(drop, true) || !set.free(reply, start) && !set.sound(reply, start) {
+		if reply, err = set.rewrite(reply, start, drop); err != nil {
 			return a, err
 		}
-		free = set.free(reply, start)
 	}
+	free := set.free(reply, start)
 	a.Class = set.class(a.RCode, typ)
 	limit := caps.Success
 	if a.Class != Success {
@@ -227,38 +227,22 @@ func (s *recordSet) section(n int) []wire.Record {
 	return s.recs[from : from+int(s.counts[n])]
 }
 
-// cut drops record i of a section, what follows in it, and the sections
-// behind it.
-func (s *recordSet) cut(section, i int) {
-	keep := i
-	for n := range section {
-		keep += int(s.counts[n])
-	}
-	s.recs = s.recs[:keep]
-	s.counts[section] = uint16(i)
-	for n := section + 1; n < len(s.counts); n++ {
-		s.counts[n] = 0
-	}
-}
-
-// trim leaves out what is not about name.
-func (s *recordSet) trim(msg, name []byte) error {
-	chain, foreign, err := s.follow(msg, name)
+// foreign says of each record whether it is about something else than name.
+func (s *recordSet) foreign(msg, name []byte) ([]bool, error) {
+	foreign := make([]bool, len(s.recs))
+	answers, extra := int(s.counts[answerSection]), len(s.recs)-int(s.counts[additionalSection])
+	chain, err := s.follow(msg, name, foreign[:answers])
 	if err != nil {
-		return err
-	}
-	if foreign >= 0 {
-		s.cut(answerSection, foreign)
-		return nil
+		return nil, err
 	}
 	var buf [wire.MaxName]byte
 	var apex []byte // the zone that the authority section is about
 	for _, r := range s.section(authoritySection) {
 		owner, ok := wire.AppendName(buf[:0], msg, r.Name)
 		if !ok {
-			return ErrMalformed
+			return nil, ErrMalformed
 		}
-		if (r.Type == wire.TypeSOA || r.Type == wire.TypeNS) && chain.below(owner) {
+		if (r.Type == wire.TypeSOA || r.Type == wire.TypeNS) && r.Class == wire.ClassIN && chain.below(owner) {
 			apex = append(apex, owner...)
 			break
 		}
@@ -266,7 +250,7 @@ func (s *recordSet) trim(msg, name []byte) error {
 	for i, r := range s.section(authoritySection) {
 		owner, ok := wire.AppendName(buf[:0], msg, r.Name)
 		if !ok {
-			return ErrMalformed
+			return nil, ErrMalformed
 		}
 		switch {
 		case r.Class != wire.ClassIN:
@@ -275,33 +259,31 @@ func (s *recordSet) trim(msg, name []byte) error {
 		case r.Type != wire.TypeSOA && r.Type != wire.TypeNS && apex != nil && wire.IsSubdomain(owner, apex): // NSEC and its like
 			continue
 		}
-		s.cut(authoritySection, i)
-		return nil
+		foreign[answers+i] = true
 	}
-	return s.trimAdditional(msg)
+	return foreign, s.foreignExtra(msg, foreign, extra)
 }
 
-// trimAdditional leaves out additional records that nothing points at.
-func (s *recordSet) trimAdditional(msg []byte) error {
-	extra := s.section(additionalSection)
-	if len(extra) == 0 {
+// foreignExtra says of each additional record, from extra on, whether nothing that
+// is not foreign points at it.
+func (s *recordSet) foreignExtra(msg []byte, foreign []bool, extra int) error {
+	if extra == len(s.recs) {
 		return nil
 	}
 	var targets nameSet
-	for _, r := range s.recs[:len(s.recs)-len(extra)] {
-		if !targets.addTarget(msg, r) {
+	for i, r := range s.recs[:extra] {
+		if !foreign[i] && !targets.addTarget(msg, r) {
 			return ErrMalformed
 		}
 	}
 	var buf [wire.MaxName]byte
-	for i, r := range extra {
+	for i, r := range s.recs[extra:] {
 		owner, ok := wire.AppendName(buf[:0], msg, r.Name)
 		if !ok {
 			return ErrMalformed
 		}
-		if r.Class != wire.ClassIN || !targets.has(owner) {
-			s.cut(additionalSection, i)
-			return nil
+		if foreign[extra+i] = r.Class != wire.ClassIN || !targets.has(owner); foreign[extra+i] {
+			continue
 		}
 		// An alias of a service comes with what it leads to (RFC 9460 4.2).
 		if isService(r.Type) || r.Type == wire.TypeCNAME {
@@ -334,31 +316,30 @@ func (s *nameSet) addTarget(msg []byte, r wire.Record) bool {
 
 func isService(typ uint16) bool { return typ == wire.TypeSVCB || typ == wire.TypeHTTPS }
 
-// follow collects the names that the answer leads through, and the index of
-// the first answer record that belongs to none of them, or -1. Records may
-// stand in any order; but where one that belongs stands behind one that does
-// not, the reply is not to be mended.
-func (s *recordSet) follow(msg, name []byte) (*nameSet, int, error) {
-	answer := s.section(answerSection)
+// follow collects the names that the answer leads through, and says of each of its
+// records whether it belongs to none of them. They may stand in any order.
+func (s *recordSet) follow(msg, name []byte, foreign []bool) (*nameSet, error) {
 	chain := &nameSet{}
 	chain.addName(name)
 	var aliases nameSet // owners of DNAMEs, whose signatures belong too
-	belongs := make([]bool, len(answer))
+	for i := range foreign {
+		foreign[i] = true
+	}
 	var buf [wire.MaxName]byte
 	for again := true; again; {
 		again = false
-		for i, r := range answer {
-			if belongs[i] || r.Class != wire.ClassIN {
+		for i, r := range s.section(answerSection) {
+			if !foreign[i] || r.Class != wire.ClassIN {
 				continue
 			}
 			owner, ok := wire.AppendName(buf[:0], msg, r.Name)
 			if !ok {
-				return nil, 0, ErrMalformed
+				return nil, ErrMalformed
 			}
 			switch {
 			case chain.has(owner):
 				if r.Type == wire.TypeCNAME && !chain.add(msg, r.Data, r.End) {
-					return nil, 0, ErrMalformed
+					return nil, ErrMalformed
 				}
 			case r.Type == wire.TypeDNAME && chain.below(owner):
 				aliases.addName(owner)
@@ -367,21 +348,12 @@ func (s *recordSet) follow(msg, name []byte) (*nameSet, int, error) {
 				continue
 			}
 			if len(chain.names) > maxChain {
-				return nil, 0, ErrForeign
+				return nil, ErrLongChain
 			}
-			belongs[i], again = true, true
+			foreign[i], again = false, true
 		}
 	}
-	foreign := -1
-	for i, ok := range belongs {
-		switch {
-		case !ok && foreign < 0:
-			foreign = i
-		case ok && foreign >= 0:
-			return nil, 0, ErrForeign
-		}
-	}
-	return chain, foreign, nil
+	return chain, nil
 }
 
 // class says what a reply with rcode NOERROR or NXDOMAIN holds.

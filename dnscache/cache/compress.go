@@ -138,14 +138,14 @@ func (s *recordSet) sound(msg []byte, start int) bool {
 	return ok
 }
 
-// rewrite leaves out the records for which drop is true, and returns a copy of msg
+// rewrite leaves out the records of which drop is true, and returns a copy of msg
 // with the others: in it no name points at another, so none at what is gone.
-func (s *recordSet) rewrite(msg []byte, start int, drop func(wire.Record) bool) ([]byte, error) {
+func (s *recordSet) rewrite(msg []byte, start int, drop []bool) ([]byte, error) {
 	out := append(make([]byte, 0, 2*len(msg)), msg[:start]...)
 	kept, counts, recs := s.recs[:0], [3]uint16{}, s.recs
 	for section, n := range s.counts {
-		for _, r := range recs[:n] {
-			if drop(r) {
+		for i, r := range recs[:n] {
+			if drop[i] {
 				continue
 			}
 			moved := wire.Record{Name: len(out), Type: r.Type, Class: r.Class, TTL: r.TTL}
@@ -168,7 +168,7 @@ func (s *recordSet) rewrite(msg []byte, start int, drop func(wire.Record) bool) 
 			kept = append(kept, moved)
 			counts[section]++
 		}
-		recs = recs[n:]
+		recs, drop = recs[n:], drop[n:]
 	}
 	s.recs, s.counts = kept, counts
 	return out, nil

@@ -31,7 +31,8 @@ import (
 // sets that flag). "after
 // DURATION" delays it. Flags are aa, ad, tc, bare for a reply without EDNS, options
 // for one with a cookie, an extended error and an option of nobody's, and folds for
-// one that has the question in lower case; "fill N NAME" adds N address records.
+// one that has the question in lower case; "fill N NAME" adds N address records, and
+// "chain N NAME" N aliases, the first of them NAME.
 //
 // As servers do, they find names in any case, and spell a record's name as the
 // question has it.
@@ -138,14 +139,20 @@ func (p *paragraph) answer(words []string) error {
 		rr, err := ParseRecord(rest)
 		*section = append(*section, rr)
 		return err
-	case words[0] == "fill":
+	case words[0] == "fill" || words[0] == "chain":
 		var n int
 		var name string
 		if _, err := fmt.Sscan(rest, &n, &name); err != nil {
 			return err
 		}
+		owner := name
 		for i := range n {
-			rr, err := ParseRecord(fmt.Sprintf("%s 30 A 10.0.%d.%d", name, i/256, i%256))
+			text := fmt.Sprintf("%s 30 A 10.0.%d.%d", name, i/256, i%256)
+			if words[0] == "chain" {
+				next := fmt.Sprintf("n%d.%s", i+1, name)
+				text, owner = owner+" 30 CNAME "+next, next
+			}
+			rr, err := ParseRecord(text)
 			if err != nil {
 				return err
 			}

@@ -110,6 +110,16 @@ func (r records) sameContent(other records) bool {
 	return maps.EqualFunc(r, other, func(int, int) bool { return true })
 }
 
+// strange reports whether it is nobody's business who asked.
+func (c content) strange() bool { return c.owner == strangersName }
+
+// without leaves some records out.
+func (r records) without(drop func(content) bool) records {
+	out := maps.Clone(r)
+	maps.DeleteFunc(out, func(c content, _ int) bool { return drop(c) })
+	return out
+}
+
 // within reports whether all of r is in other.
 func (r records) within(other records) bool {
 	for c := range r {
@@ -256,7 +266,7 @@ func faults(q question, up said, s seen) []string {
 	fault(s.cut && !s.part.within(s.answer), "what was truncated is no part of the whole")
 	if want == s.rcode && (want == dns.RcodeSuccess || want == dns.RcodeNameError) {
 		told := contents(up.Answer, 0)
-		fault(!s.answer.within(told), "records that upstream has not sent")
+		fault(!s.answer.sameContent(told.without(content.strange)), "not the records that upstream has about the name (RFC 5452 6)")
 		for c, ttl := range s.answer {
 			fault(ttl > sane(told[c]), "the TTL of %s is above upstream's (RFC 2181 8)", c.owner)
 		}
@@ -273,7 +283,7 @@ func expect(q question, up said) int {
 		return dns.RcodeBadVers // RFC 6891 6.1.3
 	case q.class != dns.ClassINET:
 		return dns.RcodeRefused
-	case up.silent || up.spoil != nil || up.Truncated || unreadable(up), aliases(up) > maxChain, strangerFirst(up):
+	case up.silent || up.spoil != nil || up.Truncated || unreadable(up), aliases(up) > maxChain:
 		return dns.RcodeServerFailure
 	}
 	return up.Rcode
@@ -291,12 +301,6 @@ func aliases(up said) int {
 		}
 	}
 	return n
-}
-
-// strangerFirst reports whether an answer begins with what is somebody else's and
-// goes on with what was asked for.
-func strangerFirst(up said) bool {
-	return len(up.Answer) > 1 && up.Answer[0].Header().Name == stranger().Header().Name
 }
 
 // unreadable reports whether there is a record in what upstream says whose data

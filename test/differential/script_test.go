@@ -186,7 +186,7 @@ var kinds = []kind{
 	}},
 
 	{"extrabehind", 1, false, func(a asked) said { return foreign(a, func(s *said) { s.Answer = append(s.Answer, stranger()) }) }},
-	{"extrafirst", 1, true, func(a asked) said {
+	{"extrafirst", 1, false, func(a asked) said {
 		return foreign(a, func(s *said) { s.Answer = append([]dns.RR{stranger()}, s.Answer...) })
 	}},
 	{"extrans", 1, false, func(a asked) said {
@@ -194,6 +194,11 @@ var kinds = []kind{
 			s.Ns = append(s.Ns, record("bank.test. 3600 IN NS ns.thief.test."))
 			s.Extra = append(s.Extra, record("ns.thief.test. 3600 IN A 203.0.113.66"))
 		})
+	}},
+	{"extrasoa", 1, false, func(a asked) said {
+		s := denial(dns.RcodeNameError, a)
+		s.Ns = append([]dns.RR{record("bank.test. 3600 IN NS ns.thief.test.")}, s.Ns...)
+		return s
 	}},
 	{"extraglue", 1, false, func(a asked) said { return foreign(a, func(s *said) { s.Extra = append(s.Extra, stranger()) }) }},
 
@@ -327,7 +332,10 @@ func record(s string) dns.RR {
 	return rr
 }
 
-func stranger() dns.RR { return record("www.bank.test. 3600 IN A 203.0.113.66") }
+// stranger is a record that nobody has asked for.
+func stranger() dns.RR { return record(strangersName + " 3600 IN A 203.0.113.66") }
+
+const strangersName = "www.bank.test."
 
 // soa is that of the kind's zone. Its own time of life is longer than what it says
 // denials live.
