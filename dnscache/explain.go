@@ -120,23 +120,23 @@ type ExplainedEDE struct {
 // An ExplainedEntry is what the cache has: of the name, or where that is answered by a
 // denial of another one, of that.
 type ExplainedEntry struct {
-	State      string              `json:"state"` // fresh, stale (may be served), expired (may not)
-	Class      string              `json:"class"` // success, denial, failure
-	RCode      string              `json:"rcode"`
-	EDE        *ExplainedEDE       `json:"ede,omitempty"` // of what is fresh
-	AD         bool                `json:"ad"`            // upstream has validated it
-	Stored     time.Time           `json:"stored"`
-	Expires    time.Time           `json:"expires"`
-	Until      *time.Time          `json:"served_until,omitempty"` // when it has expired, at the latest
-	Restored   bool                `json:"restored"`               // from what the process before has left
-	Hits       int                 `json:"hits"`                   // of clients; it counts up to
-	HitsCap    int                 `json:"hits_counted_to"`        // this, and no further
-	Refresh    *ExplainedRefresh   `json:"refresh,omitempty"`
-	Failed     *ExplainedFailure   `json:"failed,omitempty"`
-	Upstream   *ExplainedReplySpan `json:"upstream,omitempty"`
-	Answer     []string            `json:"answer,omitempty"`
-	Authority  []string            `json:"authority,omitempty"`
-	Additional []string            `json:"additional,omitempty"`
+	State      string            `json:"state"` // fresh, stale (may be served), expired (may not)
+	Class      string            `json:"class"` // success, denial, failure
+	RCode      string            `json:"rcode"`
+	EDE        *ExplainedEDE     `json:"ede,omitempty"` // of what is fresh
+	AD         bool              `json:"ad"`            // upstream has validated it
+	Stored     time.Time         `json:"stored"`
+	Expires    time.Time         `json:"expires"`
+	Until      *time.Time        `json:"served_until,omitempty"` // when it has expired, at the latest
+	Restored   bool              `json:"restored"`               // from what the process before has left
+	Hits       int               `json:"hits"`                   // of clients; it counts up to
+	HitsCap    int               `json:"hits_counted_to"`        // this, and no further
+	Refresh    *ExplainedRefresh `json:"refresh,omitempty"`
+	Failed     *ExplainedFailure `json:"failed,omitempty"`
+	Upstream   *ExplainedSource  `json:"upstream,omitempty"`
+	Answer     []string          `json:"answer,omitempty"`
+	Authority  []string          `json:"authority,omitempty"`
+	Additional []string          `json:"additional,omitempty"`
 }
 
 // An ExplainedRefresh is when upstream is asked again before the entry expires.
@@ -153,8 +153,8 @@ type ExplainedFailure struct {
 	Name  bool      `json:"name"`  // the failure was about this name, not about upstream
 }
 
-// An ExplainedReplySpan is who has said what an entry holds, and how long that took.
-type ExplainedReplySpan struct {
+// An ExplainedSource is who has said what an entry holds, and how long that took.
+type ExplainedSource struct {
 	Server netip.AddrPort `json:"server"`
 	Proto  string         `json:"proto"`
 	Took   float64        `json:"seconds"` // from the first try on, in 64ths of a millisecond
@@ -401,7 +401,7 @@ func (x *explaining) entry(e *cache.Entry) *ExplainedEntry {
 		out.Failed = &ExplainedFailure{x.when(at), name}
 	}
 	if a, known := x.s.upstreams.named(e.Source()); known {
-		out.Upstream = &ExplainedReplySpan{a.server, a.proto.String(), e.Took().Seconds()}
+		out.Upstream = &ExplainedSource{a.server, a.proto.String(), e.Took().Seconds()}
 	}
 	msg := e.AppendStored(nil, x.now)
 	for i, section := range recordTexts(msg) {

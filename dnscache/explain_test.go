@@ -1,12 +1,15 @@
 package dnscache
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
@@ -239,4 +242,31 @@ func TestEveryRecordHasAText(t *testing.T) {
 	if diff := gocmp.Diff(want, recordTexts(msg)); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
+}
+
+// Not even what the eviction and the next process go by.
+func TestExplainingChangesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		up := &switched{Exchanger: addresses(3)}
+		s := staleServer(t, up)
+		s.uptime = func() time.Duration { return time.Hour }
+		warm(t, s, packet(t, "www.example.", "A"))
+		name, _ := wire.ParseName("www.example")
+		state := func() string {
+			var snapshot bytes.Buffer
+			if _, err := s.SaveCache(&snapshot); err != nil {
+				t.Fatal(err)
+			}
+			return fmt.Sprintf("%x\n%+v\nasked %d", snapshot.Bytes(), s.Stats(), up.asked.Load())
+		}
+		for _, later := range []time.Duration{0, 28 * time.Second, time.Minute} { // fresh, about to expire, stale
+			time.Sleep(later)
+			before := state()
+			s.Explain(name, []uint16{wire.TypeA, wire.TypeAAAA})
+			synctest.Wait()
+			if after := state(); after != before {
+				t.Errorf("%v later it was\n%s\nand is\n%s", later, before, after)
+			}
+		}
+	})
 }

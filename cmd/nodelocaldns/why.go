@@ -74,7 +74,7 @@ func askWhy(name string, types []string) (whyQuery, error) {
 	}
 	q, err := parseWhy(url.Values{"name": {name}, "type": types})
 	if addr, perr := netip.ParseAddr(name); perr == nil {
-		reverse, _ := dns.ReverseAddr(addr.Unmap().WithZone("").String())
+		reverse, _ := dns.ReverseAddr(addr.WithZone("").String())
 		return q, usagef(fmt.Sprintf("nodelocaldns why %s PTR is about its name", strings.TrimSuffix(reverse, ".")), "%s is an address", name)
 	}
 	return q, err
