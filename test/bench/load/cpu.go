@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // tick is the unit of /proc/PID/stat: USER_HZ, which is 100 on every architecture
@@ -46,48 +48,66 @@ func parseStat(text string) (process, error) {
 	return p, nil
 }
 
+// processes are all of them.
+func processes() (map[int]process, error) {
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return nil, err
+	}
+	all := map[int]process{}
+	for _, dir := range dirs {
+		text, err := os.ReadFile(dir + "/stat")
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			continue // it has ended
+		}
+		if err != nil {
+			return nil, err
+		}
+		p, err := parseStat(string(text))
+		if err != nil {
+			return nil, fmt.Errorf("reading %s/stat: %w", dir, err)
+		}
+		n, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil {
+			return nil, err
+		}
+		all[n] = p
+	}
+	return all, nil
+}
+
 // cpuTime is the processor time that a process and its descendants have used; of
 // none for pid 0.
 func cpuTime(pid int) (time.Duration, error) {
 	if pid == 0 {
 		return 0, nil
 	}
-	dirs, err := filepath.Glob("/proc/[0-9]*")
+	all, err := processes()
 	if err != nil {
 		return 0, err
-	}
-	all := map[int]process{}
-	for _, dir := range dirs {
-		text, err := os.ReadFile(dir + "/stat")
-		if errors.Is(err, fs.ErrNotExist) || err != nil && strings.Contains(err.Error(), "no such process") {
-			continue // it has ended
-		}
-		if err != nil {
-			return 0, err
-		}
-		p, err := parseStat(string(text))
-		if err != nil {
-			return 0, fmt.Errorf("reading %s/stat: %w", dir, err)
-		}
-		n, err := strconv.Atoi(filepath.Base(dir))
-		if err != nil {
-			return 0, err
-		}
-		all[n] = p
 	}
 	if _, ok := all[pid]; !ok {
 		return 0, fmt.Errorf("the server's process %d has ended", pid)
 	}
-	return sumOf(all, pid), nil
+	var sum time.Duration
+	for _, p := range familyOf(all, pid) {
+		sum += all[p].time
+	}
+	return sum, nil
 }
 
-// sumOf adds up a process and its descendants.
-func sumOf(all map[int]process, pid int) time.Duration {
-	sum := all[pid].time
+// Family are a process and its descendants, without those that ended.
+func Family(pid int) ([]int, error) {
+	all, err := processes()
+	return familyOf(all, pid), err
+}
+
+func familyOf(all map[int]process, pid int) []int {
+	family := []int{pid}
 	for child, p := range all {
 		if p.parent == pid && child != pid {
-			sum += sumOf(all, child)
+			family = append(family, familyOf(all, child)...)
 		}
 	}
-	return sum
+	return family
 }
