@@ -18,7 +18,7 @@ OUTAGETIME  ?= 1m
 KEEP        ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build package run node test test-cluster promises check lint fuzz clean
+.PHONY: help build package run node test test-cluster promises bench bench-quick bench-parts check lint fuzz clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -58,6 +58,20 @@ promises: ## kills, hangs and breaks what runs on a node and what it asks, count
 	CGO_ENABLED=0 go test -count=1 -timeout=20m -parallel=4 ./test/promises || code=$$?
 	cat bin/promises.md
 	exit $$code
+
+bench: bench-parts ## measures what a query costs ours and each peer that is installed, and writes bin/bench.{md,json,svg}; a quarter of an hour (root)
+	test/bench/micro >bin/micro.txt
+	PATH=$(CURDIR)/bin:$$PATH:/usr/sbin:/sbin bin/bench -micro bin/micro.txt
+
+bench-quick: bench-parts ## does so for the main cases, once, in two minutes (root)
+	test/bench/micro >bin/micro.txt
+	PATH=$(CURDIR)/bin:$$PATH:/usr/sbin:/sbin bin/bench -quick -micro bin/micro.txt
+
+bench-parts: build
+	@test/setup.sh bench
+	$(BUILD) -o bin/ ./test/kubedns/cmd/... ./test/bench/floor ./test/bench/cmd/...
+	CGO_ENABLED=0 go -C test/tools/coredns build -trimpath -buildvcs=false -o $(CURDIR)/bin/coredns .
+	gcc -O2 -Wall -Wextra -Werror -o bin/floor-c test/bench/floor.c
 
 check: ## does what CI does: lint, run, test, test-cluster and promises (shorter), where a skipped test is a failure
 	@$(MAKE) lint

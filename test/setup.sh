@@ -2,7 +2,7 @@
 # Installs with apt what a make target needs and this machine lacks. Does
 # nothing where all is there.
 #
-# usage: test/setup.sh package|run|test|node|promises|lint
+# usage: test/setup.sh package|run|test|node|promises|bench|bench-peers|lint
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -25,8 +25,10 @@ test) need=("${node[@]}" unbound:unbound nft:nftables gcc:gcc systemd-analyze:sy
 node) need=("${booted[@]}") ;;
 # The programs that look names up are in C.
 promises) need=("${booted[@]}" iptables:iptables gcc:gcc musl-gcc:musl-tools) ;;
+bench) need=("${node[@]}" gcc:gcc) ;;
+bench-peers) need=(unbound:unbound dnsdist:dnsdist pdns_recursor:pdns-recursor kresd:knot-resolver dnsmasq:dnsmasq-base) ;;
 lint) need=(shellcheck:shellcheck yamllint:yamllint) ;;
-*) fail "unknown use ${1-\"\"}" 'usage: test/setup.sh package|run|test|node|promises|lint' ;;
+*) fail "unknown use ${1-\"\"}" 'usage: test/setup.sh package|run|test|node|promises|bench|bench-peers|lint' ;;
 esac
 
 # Ordinary users have no sbin in their PATH, and what lies there is installed
@@ -40,7 +42,7 @@ for pair in "${need[@]}"; do
 	command -v "${pair%%:*}" >/dev/null || packages+=("${pair#*:}")
 done
 # gcc alone brings no headers of libc.
-if [[ $1 == test || $1 == promises ]] && [[ ! -e /usr/include/stdlib.h ]]; then
+if [[ $1 == test || $1 == promises || $1 == bench ]] && [[ ! -e /usr/include/stdlib.h ]]; then
 	packages+=(libc6-dev)
 fi
 if [[ $1 == promises && ! -e /usr/include/ares.h ]]; then
@@ -51,6 +53,19 @@ fi
 install="apt-get install -y --no-install-recommends ${packages[*]}"
 ((EUID == 0)) || fail "not installed: ${packages[*]}" "run this as root: $install"
 command -v apt-get >/dev/null || fail "not installed: ${packages[*]}, and there is no apt-get" 'install them with the package manager of this system'
+
+# Name servers start when they are installed, and at every boot. What is measured is
+# started by what measures it: on a machine that has no such unit yet it is masked.
+if [[ $1 == bench-peers ]]; then
+	for pair in "${need[@]}"; do
+		unit=${pair#*:}
+		[[ $unit != knot-resolver ]] || unit=kresd@1
+		if [[ " ${packages[*]} " == *" ${pair#*:} "* && ! -e /etc/systemd/system/$unit.service ]]; then
+			mkdir -p /etc/systemd/system
+			ln -s /dev/null "/etc/systemd/system/$unit.service"
+		fi
+	done
+fi
 
 echo "setup: installing ${packages[*]}" >&2
 # Its package would have unbound answer this machine's queries, now and after each

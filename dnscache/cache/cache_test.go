@@ -740,3 +740,42 @@ func BenchmarkLook(b *testing.B) {
 		}
 	})
 }
+
+// What a hit costs the cache: to find the entry among 10,000, and to make the reply.
+func BenchmarkHit(b *testing.B) {
+	const entries = 10_000
+	c := New(allZones(Limit{2 * entries, 2 * entries}), plenty) // shards are not equally full
+	for i := range entries {
+		c.Put(entry(Success, 0, i, 60))
+	}
+	b.Run("get", func(b *testing.B) {
+		var keys [entries][]byte
+		for i := range entries {
+			keys[i] = testKey(i)
+		}
+		i := 0
+		b.ReportAllocs()
+		for b.Loop() {
+			i++
+			if c.Get(keys[i%entries]) == nil {
+				b.Fatal("a miss")
+			}
+		}
+	})
+	b.Run("reply", func(b *testing.B) {
+		key, reply := replyText{question: "web.ns.svc.cluster.local. A",
+			records: "answer web.ns.svc.cluster.local. 30 A 10.0.0.1\nanswer web.ns.svc.cluster.local. 30 A 10.0.0.2"}.pack(b)
+		a, err := Admit(key, reply, Caps{30, 5})
+		if err != nil {
+			b.Fatal(err)
+		}
+		e := NewEntry(key, a, 0, 0)
+		name, _ := wire.SplitKey(key)
+		q := wire.Query{Flags: wire.FlagRD, Type: wire.KeyType(key), Question: append(slices.Clone(name), 0, 1, 0, 1)}
+		out := make([]byte, 0, wire.MaxUDP)
+		b.ReportAllocs()
+		for b.Loop() {
+			_ = e.AppendReply(out, &q, time.Second, wire.MaxUDP)
+		}
+	})
+}

@@ -46,7 +46,7 @@ var subjects = []subject{
 		config: "kresd.conf", args: []string{"--noninteractive", "-c", "{{.Config}}", "{{.Dir}}"}, version: []string{"-V"}},
 	{Subject: report.Subject{Name: "dnsmasq", Setup: "1 thread; misses over UDP"}, program: "dnsmasq", pkg: "dnsmasq-base",
 		config: "dnsmasq.conf", args: []string{"--keep-in-foreground", "--conf-file={{.Config}}"}, version: []string{"-v"}},
-	{Subject: report.Subject{Name: report.CoreDNS, Setup: "threads as Go makes them; metrics on"}, program: "coredns",
+	{Subject: report.Subject{Name: report.CoreDNS, Setup: "threads as Go makes them; no metrics"}, program: "coredns",
 		config: "Corefile", args: []string{"-conf", "{{.Config}}"}, version: []string{"-version"}},
 	{Subject: report.Subject{Name: report.FloorC, Setup: "1 thread, 1 socket; one answer for all", Floor: true}, program: "floor-c",
 		args: []string{"{{.Address}}", "{{.Port}}"}},
