@@ -84,8 +84,8 @@ var (
 //     that very type (RFC 4035 3.2.1); other records stay, wherever they stand.
 //   - Records whose data is not what their type says make the reply
 //     malformed.
-//   - A TTL with its highest bit set is 0 (RFC 2181 8). Records of one set
-//     get the lowest TTL among them (RFC 2181 5.2), and none above the cap.
+//   - Records of one set get the lowest TTL among them (RFC 2181 5.2), and none
+//     above the cap, be its highest bit set (RFC 8767 4, where RFC 2181 8 had 0).
 //   - An answer is kept for the lowest TTL in it.
 //   - A denial is kept for the lowest of the SOA's TTL, its MINIMUM field and
 //     the cap (RFC 2308 5); without SOA it is not kept.
@@ -394,9 +394,9 @@ func (s *recordSet) setTTLs(msg []byte, limit uint32, denial bool) uint32 {
 			of = append(of, set)
 		}
 		set := of[i]
-		ttls[set] = min(ttls[set], sane(r.TTL))
+		ttls[set] = min(ttls[set], r.TTL)
 		if denial && r.Type == wire.TypeSOA && r.End-r.Data >= minSOA {
-			ttls[set] = min(ttls[set], sane(binary.BigEndian.Uint32(msg[r.End-4:])))
+			ttls[set] = min(ttls[set], binary.BigEndian.Uint32(msg[r.End-4:]))
 		}
 	}
 	for i, r := range s.recs {
@@ -434,14 +434,6 @@ func isProof(typ uint16) bool {
 // minSOA is the shortest SOA data: two root names and five numbers, of which
 // MINIMUM is the last (RFC 1035 3.3.13).
 const minSOA = 2 + 5*4
-
-// sane is a TTL as RFC 2181 8 reads it.
-func sane(ttl uint32) uint32 {
-	if ttl > 1<<31-1 {
-		return 0
-	}
-	return ttl
-}
 
 // sameSet reports whether two neighbours are of one set, spelled (or compressed)
 // alike; where they are not, appendSet tells.

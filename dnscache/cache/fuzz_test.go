@@ -219,7 +219,7 @@ func invented(m, sent *dns.Msg, age time.Duration) string {
 	theirs := map[string][]uint32{}
 	for _, rr := range records(sent) {
 		id := identity(rr)
-		theirs[id] = append(theirs[id], sane(rr.Header().Ttl))
+		theirs[id] = append(theirs[id], rr.Header().Ttl)
 	}
 	for _, rr := range records(m) {
 		id := identity(rr)

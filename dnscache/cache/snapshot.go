@@ -199,7 +199,7 @@ func readEntry(b []byte, now, ago time.Duration) (*Entry, []byte) {
 	return e, b[size:]
 }
 
-// maxLife bounds what a TTL can be: 31 bits of seconds (RFC 2181 8).
+// maxLife bounds what a TTL can be: caps are below 31 bits of seconds.
 const maxLife = 1 << 31 * time.Second
 
 // maxAge bounds how old an entry can be: it lives, and is then kept, for as long
