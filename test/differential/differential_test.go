@@ -229,7 +229,7 @@ func TestDifferences(t *testing.T) {
 		t.Error("the run has missed the cache, or what makes the search path cheaper")
 	}
 	for i, k := range classes {
-		if met[i] == 0 {
+		if met[i] == 0 && k.peer != unbound { // which is not pinned
 			t.Errorf("%s: %q was not met: is it still so?", k.peer, k.name)
 		}
 	}

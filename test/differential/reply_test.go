@@ -268,7 +268,7 @@ func faults(q question, up said, s seen) []string {
 		told := contents(up.Answer, 0)
 		fault(!s.answer.sameContent(told.without(content.strange)), "not the records that upstream has about the name (RFC 5452 6)")
 		for c, ttl := range s.answer {
-			fault(ttl > sane(told[c]), "the TTL of %s is above upstream's (RFC 2181 8)", c.owner)
+			fault(ttl > min(told[c], ttlLimit/ttlUnit), "the TTL of %s is above upstream's, or the cap", c.owner)
 		}
 		fault(!oneTTL(s.answer), "a set with several TTLs (RFC 2181 5.2)")
 		fault(!s.soa.sameContent(contents(up.Ns, dns.TypeSOA)), "the SOA is not upstream's (RFC 2308 5)")
@@ -312,14 +312,6 @@ func unreadable(up said) bool {
 		}
 	}
 	return false
-}
-
-// sane is a TTL in units as RFC 2181 8 reads it.
-func sane(units int) int {
-	if units > (1<<31-1)/ttlUnit {
-		return 0
-	}
-	return units
 }
 
 // oneTTL reports whether the records of each set live equally long.
