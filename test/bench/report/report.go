@@ -35,9 +35,9 @@ type Machine struct {
 	CPU    string `json:"cpu"`
 	CPUs   int    `json:"cpus"`
 	Kernel string `json:"kernel"`
-	// Load is how many processes of others wanted a processor, in the minute before
-	// the run (proc_loadavg(5)). Figures of a machine with other work are worth little.
-	Load float64 `json:"load"`
+	// Busy is how many processors had other work in a second before a round, where
+	// that was the most. Figures of a machine with other work are worth little.
+	Busy float64 `json:"busy"`
 }
 
 // A Subject is a server that was measured.
@@ -153,19 +153,29 @@ func latency(of func(load.Result) time.Duration) measure {
 	}
 }
 
+// tolerated is how many of a hundred queries may be lost or answered wrongly before
+// a sample does not count: it is quick to say no.
+const tolerated = 1
+
+func served(s Sample) bool {
+	return s.Load.Replies > 0 && s.Load.Seconds > 0 && (s.Load.Wrong+s.Load.Lost)*100 <= tolerated*s.Load.Sent
+}
+
 var (
 	cpu measure = func(s Sample) float64 {
-		if s.Load.Replies == 0 {
+		if !served(s) {
 			return math.NaN()
 		}
 		return micros(s.Load.CPU) / float64(s.Load.Replies)
 	}
 	perSecond measure = func(s Sample) float64 {
-		if s.Load.Seconds == 0 {
+		if !served(s) {
 			return math.NaN()
 		}
 		return float64(s.Load.Replies) / s.Load.Seconds
 	}
+	late measure = func(s Sample) float64 { return micros(s.Load.Lag) }
+
 	p50  = latency(func(r load.Result) time.Duration { return r.P50 })
 	p99  = latency(func(r load.Result) time.Duration { return r.P99 })
 	p999 = latency(func(r load.Result) time.Duration { return r.P999 })

@@ -22,14 +22,14 @@ var update = flag.Bool("update", false, "write the files of testdata anew")
 // full is a sample of a case at full load, of so many µs a query.
 func full(subject, name string, round int, cpu float64) Sample {
 	return Sample{Subject: subject, Case: name, Round: round, Load: load.Result{Sent: 1000, Right: 1000, Replies: 1000, Seconds: cpu / 1000,
-		CPU: time.Duration(cpu * 1e6), P50: 20 * time.Microsecond, P99: 45 * time.Microsecond, P999: 1500 * time.Microsecond, Mean: time.Duration(cpu * 1e3), Max: time.Second}}
+		CPU: time.Duration(cpu * 1e6), P50: 20 * time.Microsecond, P99: 45 * time.Microsecond, P999: 1500 * time.Microsecond, Mean: time.Duration(cpu * 1e3), Max: time.Second, Lag: 3 * time.Microsecond}}
 }
 
 // sample is a run with three servers, of which one lost queries.
 func sample() Run {
 	r := Run{
 		When:    time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC),
-		Machine: Machine{"Test CPU <1>", 2, "6.1.0", 0.2},
+		Machine: Machine{"Test CPU <1>", 2, "6.1.0", 0.1},
 		Rounds:  3, Rate: 10_000,
 		Subjects: []Subject{{Name: Ours, Version: "1.0", Setup: "two sockets"}, {Name: Unbound, Version: "1.17.1", Setup: "1 thread"},
 			{Name: CoreDNS, Version: "1.15", Setup: "a | b"}, {Name: FloorC, Setup: "1 thread", Floor: true}},
@@ -107,8 +107,8 @@ func TestARunCanBeReadAgain(t *testing.T) {
 
 func TestAMachineWithOtherWorkIsToldOf(t *testing.T) {
 	r := sample()
-	r.Machine.Load = 4.25
-	if text := r.Text(); !strings.Contains(text, "The machine had other work (load 4.25): these figures are noisy.") {
+	r.Machine.Busy = 1.25
+	if text := r.Text(); !strings.Contains(text, "The machine had other work (1.25 processors of it): these figures are noisy.") {
 		t.Error(text)
 	}
 }
@@ -178,6 +178,11 @@ func TestAPromiseIsHeldMissedOrNotMeasured(t *testing.T) {
 				s.Load.P99 *= 2
 			}
 		}), Missed},
+		{"a miss is cheap, but wrong", 5, each(func(s *Sample) {
+			if s.Subject == Ours && s.Case == Misses {
+				s.Load.CPU, s.Load.Right, s.Load.Wrong = s.Load.CPU/2, 989, 11
+			}
+		}), Unmeasured},
 		{"a miss is cheap", 5, each(func(s *Sample) {
 			if s.Subject == Ours && s.Case == Misses {
 				s.Load.CPU /= 2

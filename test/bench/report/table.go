@@ -33,7 +33,7 @@ func (r Run) Tables() []Table {
 		}
 	}
 	out = r.footprint(out)
-	troubles := Table{Title: "Lost, wrong or dropped", Head: []string{"server", "case", "what"}, Left: 3}
+	troubles := Table{Title: fmt.Sprintf("Lost, wrong or dropped; where that is more than %d %%, no cost and no rate is shown", tolerated), Head: []string{"server", "case", "what"}, Left: 3}
 	for _, t := range r.Troubles() {
 		troubles.Rows = append(troubles.Rows, []string{t.Subject, t.Case, t.What})
 	}
@@ -58,7 +58,7 @@ func (r Run) tableOf(tables []Table, c Case) []Table {
 	case Full:
 		columns = []column{{"CPU µs a query", cpu}, {"q/s", perSecond}}
 	case AtRate:
-		columns = []column{{"CPU µs a query", cpu}, {"p50 µs", p50}, {"p99 µs", p99}, {"p99.9 µs", p999}}
+		columns = []column{{"CPU µs a query", cpu}, {"p50 µs", p50}, {"p99 µs", p99}, {"p99.9 µs", p999}, {"99 % sent at most µs late", late}}
 	case Lookups:
 		count := func(of func(load.Result) int) measure {
 			return func(s Sample) float64 { return float64(of(s.Load)) }
@@ -118,16 +118,16 @@ func (r Run) footprint(tables []Table) []Table {
 	return append(tables, t)
 }
 
-// busy is the load average from which on figures are said to be noisy: half a
-// processor was wanted by others.
-const busy = 0.5
+// busy is how much other work there may be before figures are said to be noisy, in
+// processors.
+const busy = 0.2
 
 // intro is where and how it was measured.
 func (r Run) intro() string {
 	s := fmt.Sprintf("%s, %d × %s, Linux %s; rounds: %d, each figure is the median (least to greatest).",
 		r.When.UTC().Format(time.DateOnly), r.Machine.CPUs, r.Machine.CPU, r.Machine.Kernel, r.Rounds)
-	if r.Machine.Load > busy {
-		s += fmt.Sprintf(" The machine had other work (load %s): these figures are noisy.", figure(r.Machine.Load))
+	if r.Machine.Busy > busy {
+		s += fmt.Sprintf(" The machine had other work (%s processors of it): these figures are noisy.", figure(r.Machine.Busy))
 	}
 	return s
 }

@@ -104,6 +104,14 @@ func TestFiguresOfProcAreFound(t *testing.T) {
 	if n, err := status("Name:\tx\n", "VmRSS"); err == nil {
 		t.Errorf("got %d", n)
 	}
+	if n, err := busyTicks("cpu  1 20 300 4000 5000 600 7 8 9 9\ncpu0 1\n"); n != 936 || err != nil {
+		t.Errorf("got %d, %v", n, err)
+	}
+	for _, bad := range []string{"", "cpu 1 2 3\n", "cpu 1 2 x 4 5 6 7 8 9 10\n"} {
+		if n, err := busyTicks(bad); err == nil {
+			t.Errorf("%q: got %d", bad, n)
+		}
+	}
 	m, err := machine()
 	if err != nil || m.CPUs == 0 || m.CPU == "" || m.Kernel == "" {
 		t.Errorf("the machine is %+v, %v", m, err)

@@ -45,6 +45,7 @@ type step struct {
 	plan load.Plan // nothing is asked where its time is 0
 	// floors are servers that know no names: a step means something for them.
 	floors, quick bool
+	calm          bool // first: it is not about what a server does after too much load
 }
 
 // steps are what is done with each server in each round.
@@ -72,7 +73,7 @@ func (s scale) steps() []step {
 		plan: load.Plan{Kind: load.TCP, Names: few, Window: 64, Sockets: 16, Warm: warm, Time: s.full}}
 	none := load.Set{Kind: load.None, Count: 1000}
 	misses := step{Case: report.Case{Name: report.Misses, Title: "Misses, each name once, full load", Shows: report.Full},
-		plan: full(load.Set{Kind: load.Pod, First: fresh, Count: freshNames}), quick: true}
+		plan: full(load.Set{Kind: load.Pod, First: fresh, Count: freshNames}), quick: true, calm: true}
 	misses.plan.Window = 64
 	mixed := step{Case: report.Case{Name: "mixed", Title: "Nine hits to a miss, full load", Shows: report.Full}, plan: full(few)}
 	mixed.plan.Once, mixed.plan.Every, mixed.plan.Window = load.Set{Kind: load.Pod, First: freshMixed, Count: freshNames}, 10, 64

@@ -184,6 +184,11 @@ func measure(ctx context.Context, s scale, only, micro string) (report.Run, erro
 		return r, fmt.Errorf("making a node: %w", err)
 	}
 	for round := range s.rounds {
+		busy, err := otherWork(ctx)
+		if err != nil {
+			return r, err
+		}
+		r.Machine.Busy = max(r.Machine.Busy, busy)
 		for i := range chosen {
 			subject := chosen[(i+round)%len(chosen)] // nobody is always the first
 			fmt.Fprintf(os.Stderr, "bench: round %d of %d: %s\n", round+1, s.rounds, subject.Name)
@@ -235,6 +240,11 @@ func (r *rig) measure(ctx context.Context, s subject, steps []step) (samples []r
 			}
 			filled[st.fill] = true
 		}
+		if st.calm {
+			if err := r.calm(ctx); err != nil {
+				return samples, troubles, err
+			}
+		}
 		sample, err := r.step(ctx, s, p, st)
 		if err != nil {
 			return samples, troubles, fmt.Errorf("%s: %w", st.Title, err)
@@ -266,9 +276,13 @@ func (r *rig) step(ctx context.Context, s subject, p *process, st step) (report.
 	return sample, err
 }
 
-// fillPause lets a server come to itself: ours refuses those who ask for many new
-// names until a second after the last of them did so while there was too much to do.
-const fillPause = 1500 * time.Millisecond
+// calm lets a server come to itself, with a few queries now and then, as there always
+// are on a node: while there is too much to do ours refuses those who ask for many
+// new names, until a second after there was and the last of them did.
+func (r *rig) calm(ctx context.Context) error {
+	_, err := r.load(ctx, load.Plan{Kind: load.UDP, Names: load.Set{Kind: load.Pod, Count: 10}, Rate: 200, Sockets: 4, Time: 1500 * time.Millisecond})
+	return err
+}
 
 // fill has a server ask for names and keep them. What was not answered is asked for
 // again; trouble is what was wrong the first time.
@@ -286,10 +300,8 @@ func (r *rig) fill(ctx context.Context, names load.Set) (trouble string, err err
 		if try == 1 {
 			trouble = what
 		}
-		select {
-		case <-ctx.Done():
-			return trouble, ctx.Err()
-		case <-time.After(fillPause):
+		if err := r.calm(ctx); err != nil {
+			return trouble, err
 		}
 	}
 }

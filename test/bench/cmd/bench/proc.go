@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -91,18 +93,59 @@ func machine() (report.Machine, error) {
 			m.CPU = strings.Join(strings.Fields(value), " ")
 		}
 	}
-	avg, err := os.ReadFile("/proc/loadavg")
-	if err != nil {
-		return m, err
-	}
-	first, _, _ := strings.Cut(string(avg), " ")
-	if m.Load, err = strconv.ParseFloat(first, 64); err != nil {
-		return m, err
-	}
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
 		return m, err
 	}
 	m.Kernel = unix.ByteSliceToString(name.Release[:])
 	return m, nil
+}
+
+// idleLook is how long it is looked whether the machine has other work.
+const idleLook = time.Second
+
+// otherWork is how many processors have something to do just now.
+func otherWork(ctx context.Context) (float64, error) {
+	var busy [2]int
+	begin := time.Now()
+	for i := range busy {
+		text, err := os.ReadFile("/proc/stat")
+		if err != nil {
+			return 0, err
+		}
+		if busy[i], err = busyTicks(string(text)); err != nil {
+			return 0, err
+		}
+		if i == 0 {
+			select {
+			case <-ctx.Done():
+				return 0, ctx.Err()
+			case <-time.After(idleLook):
+			}
+		}
+	}
+	const perSecond = 100 // USER_HZ
+	return float64(busy[1]-busy[0]) / perSecond / time.Since(begin).Seconds(), nil
+}
+
+// busyTicks is how long all processors were not idle, by the first line of
+// /proc/stat (proc_stat(5)). What the hypervisor took (steal) counts.
+func busyTicks(text string) (int, error) {
+	line, _, _ := strings.Cut(text, "\n")
+	f := strings.Fields(line)
+	const idle, iowait, steal = 4, 5, 8
+	if len(f) <= steal || f[0] != "cpu" {
+		return 0, fmt.Errorf("/proc/stat begins with %q", line)
+	}
+	busy := 0
+	for i, field := range f[1 : steal+1] {
+		n, err := strconv.Atoi(field)
+		if err != nil {
+			return 0, fmt.Errorf("reading /proc/stat: %w", err)
+		}
+		if i+1 != idle && i+1 != iowait {
+			busy += n
+		}
+	}
+	return busy, nil
 }
