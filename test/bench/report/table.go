@@ -17,12 +17,15 @@ type Table struct {
 	Rows  [][]string
 	// Left is how many columns are texts; the others are figures.
 	Left int
+	// Long says that its texts are too long for the lines of a terminal, where each
+	// cell has a line of its own then.
+	Long bool
 }
 
 // Tables are the whole report but its introduction.
 func (r Run) Tables() []Table {
 	var out []Table
-	promises := Table{Title: "What is promised", Head: []string{"figure", "holds", "measured", "verdict"}, Left: 4}
+	promises := Table{Title: "What is promised", Head: []string{"figure", "promised", "measured", "verdict"}, Left: 4, Long: true}
 	for _, p := range r.Promises() {
 		promises.Rows = append(promises.Rows, []string{p.Figure, p.Holds, p.Measured, p.Verdict})
 	}
@@ -33,7 +36,7 @@ func (r Run) Tables() []Table {
 		}
 	}
 	out = r.footprint(out)
-	troubles := Table{Title: fmt.Sprintf("Lost, wrong or dropped; where that is more than %d %%, no cost and no rate is shown", tolerated), Head: []string{"server", "case", "what"}, Left: 3}
+	troubles := Table{Title: fmt.Sprintf("Lost, wrong or dropped; where that is more than %d %%, no cost and no rate is shown", tolerated), Head: []string{"server", "case", "what"}, Left: 3, Long: true}
 	for _, t := range r.Troubles() {
 		troubles.Rows = append(troubles.Rows, []string{t.Subject, t.Case, t.What})
 	}
@@ -165,6 +168,20 @@ func (t Table) text() string {
 	}
 	var b strings.Builder
 	fmt.Fprintln(&b, t.Title)
+	if t.Long {
+		for _, row := range t.Rows {
+			for i, cell := range row {
+				indent := "  "
+				if i > 0 {
+					indent = "      " + t.Head[i] + ": "
+				}
+				if cell != "" {
+					fmt.Fprintln(&b, indent+cell)
+				}
+			}
+		}
+		return b.String()
+	}
 	for _, row := range rows {
 		line := " "
 		for i, cell := range row {

@@ -18,7 +18,7 @@ type scale struct {
 
 var (
 	// thorough takes about a quarter of an hour with all peers.
-	thorough = scale{rounds: 3, full: 2 * time.Second, rate: 4 * time.Second, lookups: 10 * time.Second}
+	thorough = scale{rounds: 3, full: 1500 * time.Millisecond, rate: 3 * time.Second, lookups: 10 * time.Second}
 	// brief takes about two minutes. At less than a second of processor time, its unit
 	// of 10 ms is seen in the figures.
 	brief = scale{rounds: 1, full: time.Second, rate: 2 * time.Second, lookups: 3 * time.Second, quick: true}

@@ -19,7 +19,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -171,15 +170,7 @@ func measure(ctx context.Context, s scale, only, micro string) (report.Run, erro
 	for _, st := range s.steps() {
 		r.Cases = append(r.Cases, st.Case)
 	}
-	dir, err := os.MkdirTemp("", "nodelocaldns-bench-")
-	if err != nil {
-		return r, err
-	}
-	defer os.RemoveAll(dir)
-	if dir, err = filepath.Abs(dir); err != nil {
-		return r, err
-	}
-	rig, err := newRig(ctx, dir)
+	rig, err := newRig(ctx, os.Getenv(inside))
 	if err != nil {
 		return r, fmt.Errorf("making a node: %w", err)
 	}
@@ -202,7 +193,7 @@ func measure(ctx context.Context, s scale, only, micro string) (report.Run, erro
 				r.Failures = append(r.Failures, trouble)
 			}
 			if ctx.Err() != nil {
-				return r, ctx.Err()
+				return r, errors.New("told to end")
 			}
 			if err != nil {
 				fmt.Fprintf(os.Stderr, "bench: %s: %v\n", subject.Name, err)

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -40,27 +41,43 @@ const (
 	receiveBuffer = 8 << 20
 )
 
-// inside is set for the process that has namespaces of its own.
+// inside is set, to a directory for its files, for the process that has namespaces of
+// its own.
 const inside = "NODELOCALDNS_BENCH_INSIDE"
 
 // enter runs this program again in namespaces of its own for processes, mounts and
 // network, and returns its exit code. All that it starts ends with it, however that
 // ends, and nothing of it is seen in the network of the machine.
-func enter() (int, error) {
+func enter() (code int, err error) {
+	dir, err := os.MkdirTemp("", "nodelocaldns-bench-")
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), inside+"=1")
+	cmd.Env = append(os.Environ(), inside+"="+dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET,
 		Pdeathsig:  syscall.SIGKILL, // of the main thread, which main keeps
+		Setpgid:    true,            // who is told to end is us, and we tell it
 	}
-	err := cmd.Run()
+	told := make(chan os.Signal, 1)
+	signal.Notify(told, os.Interrupt, unix.SIGTERM, unix.SIGHUP)
+	if err := cmd.Start(); errors.Is(err, unix.EPERM) {
+		return 0, errors.New("making namespaces: needs root")
+	} else if err != nil {
+		return 0, err
+	}
+	go func() {
+		for s := range told {
+			_ = cmd.Process.Signal(s)
+		}
+	}()
+	err = cmd.Wait()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		return max(exit.ExitCode(), 1), nil
-	}
-	if errors.Is(err, unix.EPERM) {
-		return 0, errors.New("making namespaces: needs root")
 	}
 	return 0, err
 }
