@@ -5,10 +5,9 @@
 // A lookup is what getaddrinfo of glibc asks name servers for: the names that
 // the search path makes of a name, in turn, each for A and AAAA at once, and the
 // next server where one is silent or cannot. Neither /etc/hosts nor a cache has
-// a part in it. In three things it is not glibc: sockets are kept from one
-// lookup to the next unless Config.Fresh is set; where one of two replies is
-// lost, both are asked for again, which costs an attempt; and the options
-// single-request, no-tld-query and no-aaaa change nothing.
+// a part in it. In two things it is not glibc: sockets are kept from one lookup
+// to the next unless Config.Fresh is set, and the options no-tld-query, no-aaaa
+// and trust-ad change nothing.
 package bench
 
 import (
@@ -160,6 +159,7 @@ func (b *Bench) Run(ctx context.Context) error {
 			Bench: b,
 			rand:  rand.New(rand.NewPCG(b.cfg.Seed, uint64(i))), // #nosec G404 -- it measures, and trusts no reply
 			turn:  i,
+			next:  i,
 			in:    make([]byte, inSize),
 			conns: make([]*conn, len(b.cfg.Resolver.Servers)+1),
 		}

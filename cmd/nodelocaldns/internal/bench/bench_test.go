@@ -51,7 +51,11 @@ type reply struct {
 }
 
 func rcode(code int) []reply {
-	return []reply{{0, func(q *dns.Msg) *dns.Msg { return new(dns.Msg).SetRcode(q, code) }}}
+	return []reply{{0, func(q *dns.Msg) *dns.Msg {
+		m := new(dns.Msg).SetRcode(q, code)
+		m.RecursionAvailable = true
+		return m
+	}}}
 }
 
 func address() []reply { return addressAfter(0) }
@@ -235,6 +239,63 @@ func TestALookupAsksAsGlibcDoes(t *testing.T) {
 5s 2 udp 192.0.2.1 a. A
 5s 2 udp 192.0.2.1 a. AAAA`,
 			"1 lookups, failed 0; 1 over, 4 queries, 1 lost, at most 5s"},
+		{"a server that bears no two queries is asked one after the other, and each from a port of its own", one("192.0.2.1", "192.0.2.2"),
+			func(q string, n int) []reply {
+				if strings.HasSuffix(q, "AAAA") && n < 2 {
+					return nil
+				}
+				return address()
+			}, nil,
+			`0s 1 udp 192.0.2.1 a. A
+0s 1 udp 192.0.2.1 a. AAAA
+5s 2 udp 192.0.2.1 a. A
+5s 2 udp 192.0.2.1 a. AAAA
+10s 3 udp 192.0.2.1 a. A
+10s 4 udp 192.0.2.1 a. AAAA`,
+			"1 lookups, failed 0; 1 over, 6 queries, 2 lost, at most 10s"},
+		{"one type does if the other's reply never comes, and the next name is asked for as carefully", search(one("192.0.2.1"), 5, "example"),
+			func(q string, n int) []reply {
+				switch {
+				case strings.HasSuffix(q, "AAAA"):
+					return nil
+				case strings.Contains(q, "a.example."):
+					return rcode(dns.RcodeNameError)
+				}
+				return address()
+			}, nil,
+			`0s 1 udp 192.0.2.1 a.example. A
+0s 1 udp 192.0.2.1 a.example. AAAA
+5s 2 udp 192.0.2.1 a.example. A
+5s 2 udp 192.0.2.1 a.example. AAAA
+10s 3 udp 192.0.2.1 a.example. A
+10s 4 udp 192.0.2.1 a.example. AAAA
+15s 5 udp 192.0.2.1 a. A
+15s 6 udp 192.0.2.1 a. AAAA`,
+			"1 lookups, failed 0; 1 over, 8 queries, 4 lost, at most 20s"},
+		{"types in turn", with(one("192.0.2.1"), func(c *Config) { c.Resolver.Order = InTurn }),
+			func(string, int) []reply { return addressAfter(time.Second) }, nil,
+			`0s 1 udp 192.0.2.1 a. A
+1s 1 udp 192.0.2.1 a. AAAA`,
+			"1 lookups, failed 0; 0 over, 2 queries, 0 lost, at most 2s"},
+		{"an empty reply from a server that asks no others is none", one("192.0.2.1", "192.0.2.2"),
+			func(q string, _ int) []reply {
+				if strings.Contains(q, "192.0.2.1") {
+					return []reply{{0, func(q *dns.Msg) *dns.Msg { return new(dns.Msg).SetReply(q) }}}
+				}
+				return rcode(dns.RcodeSuccess)
+			}, nil,
+			`0s 1 udp 192.0.2.1 a. A
+0s 1 udp 192.0.2.1 a. AAAA
+0s 2 udp 192.0.2.2 a. A
+0s 2 udp 192.0.2.2 a. AAAA`,
+			"1 lookups, failed 1: 1 no data; 0 over, 4 queries, 0 lost, at most 0s"},
+		{"such replies alone", with(one("192.0.2.1"), func(c *Config) { c.Resolver.Attempts = 1 }),
+			func(q string, _ int) []reply {
+				return []reply{{0, func(q *dns.Msg) *dns.Msg { return new(dns.Msg).SetReply(q) }}}
+			}, nil,
+			`0s 1 udp 192.0.2.1 a. A
+0s 1 udp 192.0.2.1 a. AAAA`,
+			"1 lookups, failed 1: 1 other (such as an empty reply from a server that asks no others); 0 over, 2 queries, 0 lost, at most 0s"},
 		{"silence", one("192.0.2.1"),
 			func(string, int) []reply { return nil }, nil,
 			`0s 1 udp 192.0.2.1 a. A
@@ -448,6 +509,13 @@ func TestALookupAsksAsGlibcDoes(t *testing.T) {
 1s 2 udp 192.0.2.2 b. A 1200
 2s 1 udp 192.0.2.1 c. A 1200`,
 			"3 lookups, failed 0; 0 over, 3 queries, 0 lost, at most 1s"},
+		{"servers in turn within a lookup", with(search(one("192.0.2.1", "192.0.2.2"), 5, "example"), func(c *Config) {
+			c.Types, c.Resolver.Rotate = c.Types[:1], true
+		}),
+			func(string, int) []reply { return rcode(dns.RcodeNameError) }, nil,
+			`0s 1 udp 192.0.2.1 a.example. A
+0s 2 udp 192.0.2.2 a. A`,
+			"1 lookups, failed 1: 1 NXDOMAIN; 0 over, 2 queries, 0 lost, at most 0s"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			n := &network{reply: tt.reply, refuse: tt.refuse}

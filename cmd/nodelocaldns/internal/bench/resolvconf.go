@@ -17,10 +17,22 @@ type Resolver struct {
 	Ndots    int           // as many dots in a name have it asked for as it is before the search
 	Timeout  time.Duration // how long the first server is waited for
 	Attempts int           // how often all servers are gone through
+	Order    Order         // of the types of one name
 	Rotate   bool          // each question begins with the next server
 	EDNS     bool          // queries have an OPT record
 	TCP      bool          // queries go over TCP
 }
+
+// An Order is when the types of one name are asked for.
+type Order uint8
+
+// The orders. From one to the next glibc goes by itself, for a lookup, where a
+// server has replied to one of two queries alone.
+const (
+	Together Order = iota
+	InTurn         // each after the reply to the one before: single-request
+	Apart          // and from another port: single-request-reopen
+)
 
 // The limits of resolv.conf(5), as glibc has them in resolv.h.
 const (
@@ -103,6 +115,10 @@ func (r *Resolver) option(o string) {
 		r.Timeout = min(max(time.Duration(n)*time.Second, time.Second), MaxTimeout)
 	case key == "attempts" && number:
 		r.Attempts = min(max(n, 1), MaxAttempts)
+	case o == "single-request":
+		r.Order = max(r.Order, InTurn)
+	case o == "single-request-reopen":
+		r.Order = Apart
 	case o == "rotate":
 		r.Rotate = true
 	case o == "edns0":

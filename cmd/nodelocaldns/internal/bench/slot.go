@@ -50,11 +50,15 @@ type question struct {
 type slot struct {
 	*Bench
 	rand *rand.Rand
-	turn int // of the host, and with Rotate of the server
+	turn int // of the host
+	next int // with Rotate, the server to begin with
 	in   []byte
 	out  []byte
 	sent []pending
+
+	// Of the lookup under way.
 	tally
+	order Order // not less careful than Resolver.Order
 
 	mu    sync.Mutex
 	conns []*conn // by server; the last is for a truncated reply; nil: none is open
@@ -74,13 +78,17 @@ type tally struct {
 	trouble                error // the last, of those with the outcome Other
 }
 
+// run looks names up until end, and once in any case.
 func (s *slot) run(ctx context.Context, end time.Time) {
-	for begin := time.Now(); begin.Before(end) && ctx.Err() == nil; s.turn++ {
+	for begin := time.Now(); ctx.Err() == nil; s.turn++ {
 		h := &s.hosts[s.turn%len(s.hosts)]
-		s.tally = tally{}
+		s.tally, s.order = tally{}, s.cfg.Resolver.Order
 		o := walk(len(h.questions), h.asIs, func(i int) Outcome { return s.ask(ctx, h.questions[i]) })
 		now := time.Now()
 		s.record(o, now.Sub(begin), s.tally)
+		if !now.Before(end) {
+			return
+		}
 		begin = now
 	}
 }
@@ -89,12 +97,15 @@ func (s *slot) run(ctx context.Context, end time.Time) {
 // has a usable reply.
 func (s *slot) ask(ctx context.Context, qs []question) Outcome {
 	r := &s.cfg.Resolver
+	first := 0
+	if r.Rotate {
+		first = s.next
+		s.next++
+	}
 	result := unreachable
 	for range r.Attempts {
 		for i := range r.Servers {
-			if r.Rotate {
-				i = (i + s.turn) % len(r.Servers)
-			}
+			i = (i + first) % len(r.Servers)
 			o, usable := s.exchange(ctx, s.network(), i, qs)
 			if usable || o == Unfinished {
 				return o
@@ -126,10 +137,12 @@ const inSize = 1024
 // exchange asks one server and waits for the replies to all of qs. A usable
 // outcome is an end to asking servers; all others have the next one asked.
 func (s *slot) exchange(ctx context.Context, network string, server int, qs []question) (o Outcome, usable bool) {
-	deadline := time.Now().Add(s.cfg.Resolver.wait(server))
+	r := &s.cfg.Resolver
+	deadline := time.Now().Add(r.wait(server))
 	for {
 		kept := s.conns[s.place(network, server)] != nil
-		o, usable, err := s.try(ctx, network, server, qs, deadline)
+		err := s.try(ctx, network, server, qs, deadline)
+		o, usable := judge(s.sent)
 		switch {
 		case ctx.Err() != nil:
 			return Unfinished, false
@@ -140,13 +153,25 @@ func (s *slot) exchange(ctx context.Context, network string, server int, qs []qu
 			if s.cfg.Fresh || network != s.network() {
 				s.drop(network, server)
 			}
+			if o == Other {
+				s.trouble = strange(s.sent)
+			}
 			return o, usable
 		}
 		s.drop(network, server)
-		switch {
-		case kept && network == "tcp" && !errors.Is(err, os.ErrDeadlineExceeded):
+		switch late := errors.Is(err, os.ErrDeadlineExceeded); {
+		case kept && network == "tcp" && !late:
 			continue // a server may close a connection that it has kept for long
-		case errors.Is(err, os.ErrDeadlineExceeded):
+		case late && usable && network == "udp":
+			if s.order == Apart {
+				return o, usable
+			}
+			// Some servers and firewalls do not bear two queries at once: glibc
+			// asks anew, more and more carefully, and then makes do with what it has.
+			s.order++
+			deadline = time.Now().Add(r.wait(server))
+			continue
+		case late:
 			return Timeout, false
 		case errors.Is(err, syscall.ECONNREFUSED):
 			return unreachable, false
@@ -158,60 +183,89 @@ func (s *slot) exchange(ctx context.Context, network string, server int, qs []qu
 
 var errTruncated = errors.New("truncated")
 
-// try is exchange on one connection. Without an error all replies are there.
-func (s *slot) try(ctx context.Context, network string, server int, qs []question, deadline time.Time) (o Outcome, usable bool, err error) {
-	c, err := s.open(ctx, network, server, deadline)
-	if err != nil {
-		return 0, false, err
+// try is exchange on one connection, or on one for each of qs. Without an error
+// all replies are in sent; with one those that came.
+func (s *slot) try(ctx context.Context, network string, server int, qs []question, deadline time.Time) error {
+	s.sent = s.sent[:0]
+	for len(s.sent) < len(qs) {
+		now := qs[len(s.sent):]
+		if s.order != Together {
+			now = now[:1]
+		}
+		if s.order == Apart && len(s.sent) > 0 && network == "udp" {
+			s.drop(network, server)
+		}
+		c, err := s.open(ctx, network, server, deadline)
+		if err != nil {
+			return err
+		}
+		if err := c.SetDeadline(deadline); err != nil {
+			return err
+		}
+		// interrupt sets the deadline after ctx has ended: here, or from now on.
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := s.send(c, now); err != nil {
+			return err
+		}
+		for left := len(now); left > 0; left-- {
+			if err := s.await(c, qs); err != nil {
+				if errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() == nil {
+					s.lost += uint64(left)
+				}
+				return err
+			}
+		}
 	}
-	if err := c.SetDeadline(deadline); err != nil {
-		return 0, false, err
-	}
-	// interrupt sets the deadline after ctx has ended: here, or from now on.
-	if err := ctx.Err(); err != nil {
-		return 0, false, err
-	}
-	if err := s.send(c, qs); err != nil {
-		return 0, false, err
-	}
-	for left := len(qs); left > 0; {
+	return nil
+}
+
+// await reads until there is a reply to one of qs.
+func (s *slot) await(c *conn, qs []question) error {
+	for {
 		m, err := c.receive(s.in)
 		if err != nil {
-			if errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() == nil {
-				s.lost += uint64(left)
-			}
-			return 0, false, err
+			return err
 		}
 		i := s.match(m, qs)
 		if i < 0 {
-			continue // of an earlier query, or of somebody else
+			continue // to an earlier query, or from somebody else
 		}
+		p := &s.sent[i]
 		bits := binary.BigEndian.Uint16(m[2:])
-		if bits&truncated != 0 && !c.stream() {
-			return 0, false, errTruncated
+		p.replied, p.rcode, p.answers = true, int(bits&rcodeMask), binary.BigEndian.Uint16(m[6:])
+		additional := binary.BigEndian.Uint16(m[10:])
+		switch {
+		case c.stream():
+		case p.rcode == dns.RcodeSuccess && p.answers == 0 && bits&(authoritative|recursive) == 0 && additional == 0:
+			p.rcode = lame
+		case bits&truncated != 0 && !passedOver(p.rcode):
+			return errTruncated
 		}
-		s.sent[i].replied, s.sent[i].rcode, s.sent[i].answers = true, int(bits&rcodeMask), binary.BigEndian.Uint16(m[6:])
-		left--
+		return nil
 	}
-	o, usable = judge(s.sent)
-	if o == Other {
-		s.trouble = strange(s.sent)
-	}
-	return o, usable, nil
 }
 
 // The header of a message, RFC 1035, section 4.1.1.
 const (
 	headerSize = 12
-	response   = 1 << 15
-	truncated  = 1 << 9
-	rcodeMask  = 0xf
+
+	response      = 1 << 15
+	authoritative = 1 << 10
+	truncated     = 1 << 9
+	recursive     = 1 << 7
+	rcodeMask     = 0xf
+
+	// lame stands for the RCODE of an empty reply from a server that neither
+	// knows the name nor asks others; glibc does not take it for no data.
+	lame = rcodeMask + 1
 )
 
 // send sends all of qs at once, each with an identifier of its own.
 func (s *slot) send(c *conn, qs []question) error {
-	s.sent, s.out = s.sent[:0], s.out[:0]
-	for _, q := range qs {
+	s.out = s.out[:0]
+	for i, q := range qs {
 		id := uint16(s.rand.Uint32())
 		for slices.ContainsFunc(s.sent, func(p pending) bool { return p.id == id }) {
 			id++
@@ -225,7 +279,7 @@ func (s *slot) send(c *conn, qs []question) error {
 		s.out = binary.BigEndian.AppendUint16(s.out, id)
 		s.out = append(s.out, q.wire[2:]...)
 		s.queries++
-		if c.stream() && len(s.sent) < len(qs) {
+		if c.stream() && i < len(qs)-1 {
 			continue // all in one segment
 		}
 		if _, err := c.Write(s.out); err != nil {
@@ -250,9 +304,13 @@ func (s *slot) match(m []byte, qs []question) int {
 	return -1
 }
 
-// judge says what replies to one name are, and whether any of them is usable.
+// judge says what the replies to one name are, and whether any of them is
+// usable.
 func judge(all []pending) (o Outcome, usable bool) {
 	for _, p := range all {
+		if !p.replied {
+			continue
+		}
 		if p.rcode == dns.RcodeSuccess && p.answers > 0 {
 			return Answered, true
 		}
@@ -261,7 +319,7 @@ func judge(all []pending) (o Outcome, usable bool) {
 	o = NoData
 	for _, p := range all {
 		switch {
-		case usable && passedOver(p.rcode), p.rcode == dns.RcodeSuccess:
+		case !p.replied, p.rcode == dns.RcodeSuccess, usable && passedOver(p.rcode):
 		case p.rcode == dns.RcodeNameError:
 			return NXDomain, usable
 		case p.rcode == dns.RcodeServerFailure:
@@ -278,7 +336,7 @@ func judge(all []pending) (o Outcome, usable bool) {
 // passedOver says whether glibc takes a reply for that of a server that cannot
 // answer, and asks the next one.
 func passedOver(rcode int) bool {
-	return rcode == dns.RcodeServerFailure || rcode == dns.RcodeNotImplemented || rcode == dns.RcodeRefused
+	return rcode == dns.RcodeServerFailure || rcode == dns.RcodeNotImplemented || rcode == dns.RcodeRefused || rcode == lame
 }
 
 // strange is an error for the reply that made an outcome Other.
@@ -286,6 +344,8 @@ func strange(all []pending) error {
 	for _, p := range all {
 		switch p.rcode {
 		case dns.RcodeSuccess, dns.RcodeNameError, dns.RcodeServerFailure, dns.RcodeRefused:
+		case lame:
+			return errors.New("an empty reply from a server that asks no others")
 		default:
 			return fmt.Errorf("the reply %s", dns.RcodeToString[p.rcode])
 		}
