@@ -242,8 +242,10 @@ func layoutCmd(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // upstream ADDRESS:PORT is a DNS server: 192.0.2.55 for every name, except
-// that those which begin with nx do not exist. It prints each name it is
-// asked for.
+// that those which begin with nx do not exist, and that it does with others
+// what they begin with: servfail, refused, formerr, nothing (there is no address),
+// or lame (the same from a server that is the wrong one). It prints each name it
+// is asked for.
 func upstreamMain(args []string) error {
 	h := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
 		m := new(dns.Msg).SetReply(q)
@@ -252,6 +254,15 @@ func upstreamMain(args []string) error {
 		switch {
 		case strings.HasPrefix(name, "nx"):
 			m.Rcode = dns.RcodeNameError
+		case strings.HasPrefix(name, "servfail"):
+			m.Rcode = dns.RcodeServerFailure
+		case strings.HasPrefix(name, "refused"):
+			m.Rcode = dns.RcodeRefused
+		case strings.HasPrefix(name, "formerr"):
+			m.Rcode = dns.RcodeFormatError
+		case strings.HasPrefix(name, "nothing"):
+			m.RecursionAvailable = true
+		case strings.HasPrefix(name, "lame"):
 		case q.Question[0].Qtype == dns.TypeA:
 			m.Answer = []dns.RR{&dns.A{
 				Hdr: dns.RR_Header{Name: name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 30},
