@@ -89,7 +89,14 @@ var classes = []class{
 		func(c clash) bool {
 			return c.like("dangling") && c.of(inAnswer) && c.ours.answer.sameContent(contents(c.up.Answer, 0)) && c.ours.answer.within(c.theirs.answer)
 		},
-		"upstream leaves out where a CNAME leads, and unbound asks it for that; ours passes on what a recursive upstream was meant to have followed (RFC 1034 5.3.1), as CoreDNS does, and keeps it for nobody else: without an SOA",
+		"upstream leaves out where a CNAME leads, and unbound asks it for that; ours passes on what a recursive upstream was meant to have followed (RFC 1034 5.3.1), as CoreDNS does, and since there is no SOA keeps it for nobody else",
+	},
+	{
+		"alias with data", unbound,
+		func(c clash) bool {
+			return c.like("aliasanddata") && c.of(inAnswer) && c.ours.answer.sameContent(contents(c.up.Answer, 0)) && c.theirs.answer.within(c.ours.answer)
+		},
+		"an alias has no other data (RFC 2181 10.1); unbound drops what stands beside it, ours passes on what upstream has taken for good, as CoreDNS does, and the stub resolver takes either",
 	},
 	{
 		"long chain", unbound,
@@ -212,6 +219,13 @@ var classes = []class{
 		"CoreDNS passes records of other names on, and keeps them; ours leaves them out wherever they stand, as unbound does (RFC 5452 6)",
 	},
 	{
+		"denial without SOA", coreDNS,
+		func(c clash) bool {
+			return c.like("nxanswer") && c.of(inTTL) && lives(c.ours.answer, ttlLong/ttlUnit) && lives(c.theirs.answer, 1)
+		},
+		"upstream says that there is no such name, and has records of it; CoreDNS gives them 5 s; ours leaves their TTL as it is and keeps the reply for nobody else (RFC 2308 5)",
+	},
+	{
 		"no EDNS", coreDNS,
 		func(c clash) bool {
 			return c.edns && c.like("noedns", "noedns4", "badvers") && slices.Contains([]int{dns.RcodeFormatError, dns.RcodeNotImplemented, dns.RcodeBadVers}, c.theirs.rcode) && c.of(inRCode)
@@ -223,7 +237,7 @@ var classes = []class{
 		func(c clash) bool {
 			return aliases(c.up) > maxChain && c.rcodes(dns.RcodeServerFailure, dns.RcodeSuccess) && c.of(inRCode)
 		},
-		"CoreDNS passes 30 aliases on; ours stops at 20 and unbound at 11: work that one reply may cause is bounded (RFC 1034 5.2.2)",
+		"CoreDNS passes 30 aliases on; ours stops at 20 and unbound at 11: the work that a chain may cause has to be limited (RFC 1035 7.1)",
 	},
 	{
 		"forged reply", coreDNS,
@@ -257,6 +271,18 @@ var classes = []class{
 			return c.like("tcponly") && c.of(inCut) && c.theirs.cut && !c.ours.cut && c.ours.answer.sameContent(c.theirs.answer)
 		},
 		"what upstream truncates over UDP ours asks for over TCP itself: the stub resolver, which may have no TCP, is spared a round trip",
+	},
+	{
+		"silence", both,
+		func(c clash) bool { return c.like("silent") && c.of(inReply) && c.theirs.silent },
+		"upstream says nothing; ours says SERVFAIL after 0.9 s, for clients ask their next name server then, and wait five seconds where there is silence",
+	},
+	{
+		"wrong SOA", both,
+		func(c clash) bool {
+			return c.like("wrongsoa") && c.of(inSOA) && c.ours.soa.sameContent(c.theirs.soa.without(content.strange))
+		},
+		"the SOA of a denial is of a zone that the name does not lie in; ours leaves it out, and keeps the denial for nobody else (RFC 2308 5, RFC 5452 6)",
 	},
 	{
 		"1232 bytes", both,

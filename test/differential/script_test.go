@@ -191,13 +191,30 @@ var kinds = []kind{
 	}},
 	{"extrans", 1, false, func(a asked) said {
 		return foreign(a, func(s *said) {
-			s.Ns = append(s.Ns, record("bank.test. 3600 IN NS ns.thief.test."))
+			s.Ns = append(s.Ns, record(strangersZone+" 3600 IN NS ns.thief.test."))
 			s.Extra = append(s.Extra, record("ns.thief.test. 3600 IN A 203.0.113.66"))
 		})
 	}},
 	{"extrasoa", 1, false, func(a asked) said {
 		s := denial(dns.RcodeNameError, a)
-		s.Ns = append([]dns.RR{record("bank.test. 3600 IN NS ns.thief.test.")}, s.Ns...)
+		s.Ns = append([]dns.RR{record(strangersZone + " 3600 IN NS ns.thief.test.")}, s.Ns...)
+		return s
+	}},
+	{"wrongsoa", 1, false, func(a asked) said { // a denial by somebody else's zone
+		s := denial(dns.RcodeNameError, a)
+		s.Ns = []dns.RR{record(strangersZone + " 3600 IN SOA ns.bank.test. admin.bank.test. 1 7200 1800 86400 600")}
+		return s
+	}},
+	{"nxanswer", 1, false, func(a asked) said { // there is no such name, and this is its data
+		s := answer(data(a)...)
+		s.Rcode = dns.RcodeNameError
+		return s
+	}},
+	{"aliasanddata", 1, false, func(a asked) said { // what an alias may not have beside it (RFC 2181 10.1)
+		s := chain(a, 1)
+		if a.link == 0 && !a.wantsAlias() {
+			s.Answer = append(s.Answer, data(a)...)
+		}
 		return s
 	}},
 	{"extraglue", 1, false, func(a asked) said { return foreign(a, func(s *said) { s.Extra = append(s.Extra, stranger()) }) }},
@@ -335,7 +352,10 @@ func record(s string) dns.RR {
 // stranger is a record that nobody has asked for.
 func stranger() dns.RR { return record(strangersName + " 3600 IN A 203.0.113.66") }
 
-const strangersName = "www.bank.test."
+const (
+	strangersZone = "bank.test."
+	strangersName = "www." + strangersZone
+)
 
 // soa is that of the kind's zone. Its own time of life is longer than what it says
 // denials live.
