@@ -133,11 +133,8 @@ func (a *app) bench(ctx context.Context, f benchFlags, asJSON bool) error {
 	err = b.Run(ctx)
 	close(ended)
 	a.live(nil)
-	if errors.Is(err, syscall.EMFILE) {
-		return withHint(err, "each lookup at once needs a file: ulimit -Hn says how many there are; -c takes fewer")
-	}
 	if err != nil {
-		return err
+		return withHint(err, "each lookup at once needs a file: ulimit -Hn says how many there are; -c takes fewer")
 	}
 	r := b.Report()
 	if asJSON {

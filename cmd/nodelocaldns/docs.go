@@ -170,7 +170,11 @@ func options(flags *pflag.FlagSet) string {
 			return
 		}
 		name, about := pflag.UnquoteUsage(f)
-		b.WriteString(".TP\n" + bold("--"+f.Name))
+		b.WriteString(".TP\n")
+		if f.Shorthand != "" {
+			b.WriteString(bold("-"+f.Shorthand) + ", ")
+		}
+		b.WriteString(bold("--" + f.Name))
 		if name != "" {
 			b.WriteString(` \fI` + roff(name) + `\fR`)
 		}

@@ -23,7 +23,7 @@ func TestAManualPageSaysWhatHelpSays(t *testing.T) {
 		Run:     func(*cobra.Command, []string) {},
 	}
 	run.Flags().String("as-user", "root", "who is its `user`")
-	run.Flags().Bool("quiet", false, "say nothing")
+	run.Flags().BoolP("quiet", "q", false, "say nothing")
 	run.Flags().Bool("secret", false, "")
 	_ = run.Flags().MarkHidden("secret")
 	hidden := &cobra.Command{Use: "hidden", Short: "not told of", Hidden: true, Run: func(*cobra.Command, []string) {}}
@@ -50,7 +50,7 @@ A back\eslash.
 \fB\-\-as\-user\fR \fIuser\fR
 who is its user (default root)
 .TP
-\fB\-\-quiet\fR
+\fB\-q\fR, \fB\-\-quiet\fR
 say nothing
 .PP
 Those of \fBtool\fR(8) are taken too.

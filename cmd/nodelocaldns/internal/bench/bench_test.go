@@ -272,6 +272,20 @@ func TestALookupAsksAsGlibcDoes(t *testing.T) {
 15s 5 udp 192.0.2.1 a. A
 15s 6 udp 192.0.2.1 a. AAAA`,
 			"1 lookups, failed 0; 1 over, 8 queries, 4 lost, at most 20s"},
+		{"the next lookup knows nothing of that", with(one("192.0.2.1"), func(c *Config) { c.Duration = 6500 * time.Millisecond }),
+			func(q string, n int) []reply {
+				if strings.HasSuffix(q, "AAAA") && n == 0 {
+					return nil
+				}
+				return addressAfter(500 * time.Millisecond)
+			}, nil,
+			`0s 1 udp 192.0.2.1 a. A
+0s 1 udp 192.0.2.1 a. AAAA
+5s 2 udp 192.0.2.1 a. A
+5.5s 2 udp 192.0.2.1 a. AAAA
+6s 2 udp 192.0.2.1 a. A
+6s 2 udp 192.0.2.1 a. AAAA`,
+			"2 lookups, failed 0; 1 over, 6 queries, 1 lost, at most 6s"},
 		{"types in turn", with(one("192.0.2.1"), func(c *Config) { c.Resolver.Order = InTurn }),
 			func(string, int) []reply { return addressAfter(time.Second) }, nil,
 			`0s 1 udp 192.0.2.1 a. A
@@ -438,6 +452,17 @@ func TestALookupAsksAsGlibcDoes(t *testing.T) {
 			`0s 1 tcp 192.0.2.2 a. A
 0s 1 tcp 192.0.2.2 a. AAAA`,
 			"1 lookups, failed 0; 0 over, 2 queries, 0 lost, at most 0s"},
+		{"no way to the first", one("192.0.2.1", "192.0.2.2"),
+			func(string, int) []reply { return address() },
+			func(address string) error {
+				if address == "192.0.2.1" {
+					return syscall.ENETUNREACH
+				}
+				return nil
+			},
+			`0s 1 udp 192.0.2.2 a. A
+0s 1 udp 192.0.2.2 a. AAAA`,
+			"1 lookups, failed 0; 0 over, 2 queries, 0 lost, at most 0s"},
 		{"no way there", with(one("192.0.2.1"), tcp),
 			nil, func(string) error { return fmt.Errorf("dial: %w", syscall.ENETUNREACH) }, "",
 			"1 lookups, failed 1: 1 other (such as dial: network is unreachable); 0 over, 0 queries, 0 lost, at most 0s"},
@@ -555,9 +580,9 @@ func TestTheLastLookupsAreWaitedFor(t *testing.T) {
 		t.Errorf("%v\n got %s\nwant %s", err, got, want)
 	}
 	want := []string{
-		"0s of 10s: 0 lookups, 0 a second, 0 failed, 0 over 4s, 0 us at most",
-		"6s of 10s: 3 lookups, 1 a second, 0 failed, 0 over 4s, 4.00 s at most",
-		"11s, waiting for the last: 3 lookups, 0 a second, 0 failed, 0 over 4s, 4.00 s at most",
+		"0s/10s: 0 lookups, 0/s, 0 failed, 0 over 4s, max 0 us",
+		"6s/10s: 3 lookups, 1/s, 0 failed, 0 over 4s, max 4.00 s",
+		"11s, ending: 3 lookups, 0/s, 0 failed, 0 over 4s, max 4.00 s",
 	}
 	if diff := cmp.Diff(want, progress); diff != "" {
 		t.Errorf("progress (-want +got):\n%s", diff)

@@ -82,17 +82,18 @@ func (f *figures) elapsed(now time.Time) time.Duration {
 	return now.Sub(f.begin)
 }
 
-// Progress is how far the run is, in a line. It is for any goroutine.
+// Progress is how far the run is, in a line that most terminals have room for.
+// It is for any goroutine.
 func (b *Bench) Progress() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	f := &b.figures
 	elapsed := f.elapsed(time.Now())
-	at := fmt.Sprintf("%s of %s", elapsed.Round(time.Second), b.cfg.Duration)
+	at := fmt.Sprintf("%s/%s", elapsed.Round(time.Second), b.cfg.Duration)
 	if elapsed > b.cfg.Duration {
-		at = fmt.Sprintf("%s, waiting for the last", elapsed.Round(time.Second))
+		at = fmt.Sprintf("%s, ending", elapsed.Round(time.Second))
 	}
-	return fmt.Sprintf("%s: %d lookups, %.0f a second, %d failed, %d over %s, %s at most",
+	return fmt.Sprintf("%s: %d lookups, %.0f/s, %d failed, %d over %s, max %s",
 		at, f.times.n, rate(f.times.n, elapsed), f.failed(), f.over, b.cfg.Limit, human(f.most))
 }
 
