@@ -46,6 +46,9 @@ type Subject struct {
 	Version string `json:"version,omitempty"`
 	Setup   string `json:"setup"` // in how many threads it runs, and what is special
 	Floor   bool   `json:"floor,omitempty"`
+	// UDP says that it asks upstream over UDP, as it cannot be told otherwise; all
+	// others ask over TCP.
+	UDP bool `json:"udp,omitempty"`
 }
 
 // The subjects that promises name.

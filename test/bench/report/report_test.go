@@ -31,7 +31,7 @@ func sample() Run {
 		When:    time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC),
 		Machine: Machine{"Test CPU <1>", 2, "6.1.0", 0.1},
 		Rounds:  3, Rate: 10_000,
-		Subjects: []Subject{{Name: Ours, Version: "1.0", Setup: "two sockets"}, {Name: Unbound, Version: "1.17.1", Setup: "1 thread"},
+		Subjects: []Subject{{Name: Ours, Version: "1.0", Setup: "two sockets"}, {Name: Unbound, Version: "1.17.1", Setup: "1 thread", UDP: true},
 			{Name: CoreDNS, Version: "1.15", Setup: "a | b"}, {Name: FloorC, Setup: "1 thread", Floor: true}},
 		Cases: []Case{{StartCase, "start to first answer", Start}, {RSSEmpty, "empty", Memory}, {HitsFew, "Hits, 100 names", Full}, {Hits, "Hits, 1,000 names", Full},
 			{HitsAtRate, "At a rate", AtRate}, {LookupsCase, "200 lookups", Lookups}, {HitsMany, "Hits, 100,000 names", Full}, {RSSFull, "100,000 entries", Memory},
