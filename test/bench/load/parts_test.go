@@ -79,29 +79,29 @@ func TestAReplyIsJudged(t *testing.T) {
 func TestATableKnowsWhatWaits(t *testing.T) {
 	var tab table
 	q := func(i int) question { return question{number: int32(i)} }
-	for i := range 5 {
+	for i := range 6 {
 		if id, earlier := tab.take(q(i), int64(100+i)); int(id) != i || earlier.at != 0 {
 			t.Fatalf("query %d has id %d, in the place of %+v", i, id, earlier)
 		}
 	}
-	if got := tab.done(2); got != (slot{102, q(2)}) || tab.done(2).at != 0 || tab.done(77).at != 0 || tab.open != 4 {
+	if got := tab.done(2); got != (slot{102, q(2)}) || tab.done(2).at != 0 || tab.done(77).at != 0 || tab.open != 5 {
 		t.Errorf("reply 2 is to %+v, %d wait", got, tab.open)
 	}
 	var late []slot
 	for s := tab.expire(104); s.at != 0; s = tab.expire(104) {
 		late = append(late, s)
 	}
-	if want := []slot{{100, q(0)}, {101, q(1)}, {103, q(3)}}; !cmp.Equal(want, late, cmp.AllowUnexported(slot{}, question{})) || tab.open != 1 {
+	if want := []slot{{100, q(0)}, {101, q(1)}, {103, q(3)}}; !cmp.Equal(want, late, cmp.AllowUnexported(slot{}, question{})) || tab.open != 2 {
 		t.Errorf("late are %v, want %v; %d wait", late, want, tab.open)
 	}
-	for i := 5; i < 4+1<<16; i++ {
+	for i := 6; i < 4+1<<16; i++ {
 		id, _ := tab.take(q(i), 200)
 		tab.done(id)
 	}
-	if id, earlier := tab.take(q(9), 300); id != 4 || earlier != (slot{104, q(4)}) || tab.open != 1 {
+	if id, earlier := tab.take(q(9), 300); id != 4 || earlier != (slot{104, q(4)}) || tab.open != 2 {
 		t.Errorf("id %d is in the place of %+v, %d wait", id, earlier, tab.open)
 	}
-	if tab.expire(300).at != 0 || tab.expire(301) != (slot{300, q(9)}) || tab.open != 0 || tab.expire(1000).at != 0 {
+	if tab.expire(300) != (slot{105, q(5)}) || tab.expire(300).at != 0 || tab.expire(301) != (slot{300, q(9)}) || tab.open != 0 || tab.expire(1000).at != 0 {
 		t.Errorf("%d wait", tab.open)
 	}
 }
