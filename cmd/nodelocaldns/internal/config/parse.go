@@ -67,7 +67,7 @@ func (r *reader) root(n *yaml.Node, c *Config) {
 			r.to("linkType", oneOf(&c.Listen.LinkType, link.Auto, link.Dummy, link.Bridge, link.Lo)),
 		),
 		r.of("cluster",
-			r.to("domain", scalar(&c.Cluster.Domain, "a domain name such as cluster.local", domain, "!!str")),
+			r.to("domain", scalar(&c.Cluster.Domain, "a domain name such as cluster.local", ParseDomain, "!!str")),
 			field{"dns", func(path string, n *yaml.Node) {
 				const allowed = "auto, or a list of kube-dns addresses"
 				if s, ok := text(n, "!!str"); ok && s == wordAuto {
@@ -134,7 +134,7 @@ func (r *reader) addresses(path string, n *yaml.Node, dst *[]netip.Addr) {
 	var as []netip.Addr
 	r.list(path, n, "a list of addresses", func(path string, n *yaml.Node) {
 		var a netip.Addr
-		scalar(&a, allowed, listenAddr, "!!str")(r, path, n)
+		scalar(&a, allowed, ParseListenAddr, "!!str")(r, path, n)
 		switch {
 		case !a.IsValid():
 		case slices.Contains(as, a):
@@ -172,7 +172,7 @@ func (r *reader) servers(path string, n *yaml.Node, c Config, what, allowed stri
 	return ss
 }
 
-// anyServer is what server reads, in words.
+// anyServer is what ParseServer reads, in words.
 const anyServer = "an address, address:port, or tls://address#name"
 
 // The words of upstreams, as the configuration spells them.
@@ -199,7 +199,7 @@ func (r *reader) upstreams(path string, n *yaml.Node, c *Config) {
 		r.problem(n, path, "found an empty list, allowed: %s", allowed)
 		return
 	}
-	c.Upstreams = dnscache.Upstreams{Source: dnscache.ServerList, Servers: r.servers(path, n, *c, allowed, anyServer, server)}
+	c.Upstreams = dnscache.Upstreams{Source: dnscache.ServerList, Servers: r.servers(path, n, *c, allowed, anyServer, ParseServer)}
 }
 
 func (r *reader) stubDomains(path string, n *yaml.Node, c *Config) {
@@ -209,7 +209,7 @@ func (r *reader) stubDomains(path string, n *yaml.Node, c *Config) {
 	for _, e := range r.entries(path, n, "a mapping of zones to lists of servers") {
 		k, v := e[0], e[1]
 		path := dotted(path, k.Value)
-		zone, err := domain(k.Value)
+		zone, err := ParseDomain(k.Value)
 		switch {
 		case err != nil:
 			r.wrong(k, path, allowed)
@@ -222,7 +222,7 @@ func (r *reader) stubDomains(path string, n *yaml.Node, c *Config) {
 			continue
 		}
 		lines[zone] = k.Line
-		servers := r.servers(path, v, *c, "a list of servers", anyServer, server)
+		servers := r.servers(path, v, *c, "a list of servers", anyServer, ParseServer)
 		if v.Kind == yaml.SequenceNode && len(v.Content) == 0 {
 			r.problem(v, path, "found an empty list, allowed: at least one server")
 		}
@@ -243,14 +243,14 @@ var policies = map[string]upstream.Policy{
 	"round-robin": upstream.RoundRobin,
 }
 
-// maxEntries is more than 16 GiB of the smallest entries could hold; it
-// catches a typo, the budget of bytes does the rest.
-const maxEntries = 100_000_000
+// MaxEntries bounds the names of a kind of zone. It is more than 16 GiB of the
+// smallest entries could hold; it catches a typo, the budget of bytes does the rest.
+const MaxEntries = 100_000_000
 
 // stale makes the fields that say how expired replies are served.
 func (r *reader) stale(s *dnscache.Stale) []field {
 	return []field{
-		r.to("for", ttl(&s.For, 0, maxTTL)),
+		r.to("for", ttl(&s.For, 0, MaxTTL)),
 		// Longer ones would outlive the outage in the pods' own caches.
 		r.to("answerTTL", ttl(&s.AnswerTTL, time.Second, time.Hour)),
 		// Below, an upstream that is only slow would seldom be waited for; above,
@@ -263,8 +263,8 @@ func (r *reader) stale(s *dnscache.Stale) []field {
 func (r *reader) zone(key string, z *dnscache.Zone) field {
 	limits := func(key string, l *dnscache.Limits) field {
 		return r.of(key,
-			r.to("entries", whole(&l.Entries, 0, maxEntries)),
-			r.to("maxTTL", ttl(&l.MaxTTL, 0, maxTTL)),
+			r.to("entries", whole(&l.Entries, 0, MaxEntries)),
+			r.to("maxTTL", ttl(&l.MaxTTL, 0, MaxTTL)),
 		)
 	}
 	return r.of(key,

@@ -100,8 +100,8 @@ func boolean(dst *bool) func(*reader, string, *yaml.Node) {
 	}, "!!bool")
 }
 
-// maxTTL is where RFC 8767 section 4 would cap any TTL.
-const maxTTL = 7 * 24 * time.Hour
+// MaxTTL is where RFC 8767 section 4 would cap any TTL.
+const MaxTTL = 7 * 24 * time.Hour
 
 // ttl reads a duration from least to most. DNS counts in whole seconds, so a
 // fraction would be cut off without a word: it is refused instead.
@@ -211,8 +211,8 @@ func unicast(a netip.Addr) error {
 	return nil
 }
 
-// listenAddr reads an address that may be on a device of ours.
-func listenAddr(s string) (netip.Addr, error) {
+// ParseListenAddr reads an address that may be one of listen.addresses.
+func ParseListenAddr(s string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(s)
 	if err != nil {
 		return a, errPlain
@@ -245,12 +245,12 @@ func plainServer(s string) (upstream.Addr, error) {
 	if strings.Contains(s, "://") {
 		return upstream.Addr{}, errors.New("kube-dns is asked without TLS")
 	}
-	return server(s)
+	return ParseServer(s)
 }
 
-// server reads what plainServer does, and tls://addr#name or tls://addr:port#name,
-// whose port is 853 if there is none.
-func server(s string) (upstream.Addr, error) {
+// ParseServer reads a server that may be asked: addr or addr:port, whose port is 53
+// if there is none, and tls://addr#name or tls://addr:port#name, whose port is 853.
+func ParseServer(s string) (upstream.Addr, error) {
 	if scheme, _, ok := strings.Cut(s, "://"); ok && scheme+"://" != overTLS {
 		return upstream.Addr{}, fmt.Errorf("%s:// is not known", clip(scheme))
 	}
@@ -269,7 +269,7 @@ func server(s string) (upstream.Addr, error) {
 	}
 	if a, errAddr := netip.ParseAddr(name); errAddr == nil {
 		name = a.String()
-	} else if domainName, errName := domain(name); errName == nil {
+	} else if domainName, errName := ParseDomain(name); errName == nil {
 		name = domainName
 	} else if err == nil {
 		err = errors.New("what is behind the # is no name that a certificate could be for")
@@ -306,7 +306,7 @@ func serverAddr(s string, port uint16) (netip.AddrPort, error) {
 // formatPlain is what plainServer reads as ap.
 func formatPlain(ap netip.AddrPort) string { return withoutPort(ap, dnsPort) }
 
-// formatServer is what server reads as a.
+// formatServer is what ParseServer reads as a.
 func formatServer(a upstream.Addr) string {
 	if a.TLSName == "" {
 		return formatPlain(a.AddrPort)
@@ -324,35 +324,38 @@ func withoutPort(ap netip.AddrPort, port uint16) string {
 
 // endpoint reads where something is served over HTTP.
 func endpoint(dst *Endpoint) func(*reader, string, *yaml.Node) {
-	return scalar(dst, `address:port, ":port" for every address, or "" for nowhere`, func(s string) (Endpoint, error) {
-		if s == "" {
-			return Endpoint{}, nil
-		}
-		if port, ok := strings.CutPrefix(s, ":"); ok {
-			v, err := strconv.ParseUint(port, 10, 16)
-			if !decimal.MatchString(port) || err != nil || v == 0 {
-				return Endpoint{}, errPlain
-			}
-			return Endpoint{Port: uint16(v)}, nil
-		}
-		ap, err := netip.ParseAddrPort(s)
-		switch {
-		case err != nil || ap.Port() == 0:
+	return scalar(dst, `address:port, ":port" for every address, or "" for nowhere`, ParseEndpoint, "!!str")
+}
+
+// ParseEndpoint reads addr:port, :port, or nothing, which is nowhere.
+func ParseEndpoint(s string) (Endpoint, error) {
+	if s == "" {
+		return Endpoint{}, nil
+	}
+	if port, ok := strings.CutPrefix(s, ":"); ok {
+		v, err := strconv.ParseUint(port, 10, 16)
+		if !decimal.MatchString(port) || err != nil || v == 0 {
 			return Endpoint{}, errPlain
-		case ap.Addr().Is4In6():
-			return Endpoint{}, fmt.Errorf("write %s", ap.Addr().Unmap())
-		case ap.Addr().Zone() != "":
-			return Endpoint{}, fmt.Errorf("without %%%s", ap.Addr().Zone())
 		}
-		return Endpoint{Addr: ap.Addr(), Port: ap.Port()}, nil
-	}, "!!str")
+		return Endpoint{Port: uint16(v)}, nil
+	}
+	ap, err := netip.ParseAddrPort(s)
+	switch {
+	case err != nil || ap.Port() == 0:
+		return Endpoint{}, errPlain
+	case ap.Addr().Is4In6():
+		return Endpoint{}, fmt.Errorf("write %s", ap.Addr().Unmap())
+	case ap.Addr().Zone() != "":
+		return Endpoint{}, fmt.Errorf("without %%%s", ap.Addr().Zone())
+	}
+	return Endpoint{Addr: ap.Addr(), Port: ap.Port()}, nil
 }
 
 var label = regexp.MustCompile(`^[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?$`)
 
-// domain reads a domain name below the root, folds its case and drops a
+// ParseDomain reads a domain name below the root, folds its case and drops a
 // trailing dot.
-func domain(s string) (string, error) {
+func ParseDomain(s string) (string, error) {
 	s = strings.TrimSuffix(strings.ToLower(s), ".")
 	// 253 bytes of text are the 255 of RFC 1035 section 2.3.4 on the wire.
 	if s == "" || len(s) > 253 {
