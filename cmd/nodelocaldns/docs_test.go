@@ -59,7 +59,7 @@ Those of \fBtool\fR(8) are taken too.
   tool run \(ti/x
 .EE
 .SH EXIT STATUS
-0 as asked, 1 error, 2 usage, 3 plan or status found a difference
+0 as asked, 1 error, 2 usage, 3 plan or status found a difference, config import something without a counterpart
 .SH SEE ALSO
 \fBtool\fR(8),
 \fBnodelocaldns.yaml\fR(5)

@@ -147,7 +147,7 @@ flags:
 global flags:
 {{.InheritedFlags.FlagUsages | trimTrailingWhitespaces}}{{end}}
 
-exit codes: 0 as asked, 1 error, 2 usage, 3 plan or status found a difference
+exit codes: 0 as asked, 1 error, 2 usage, 3 plan or status found a difference, config import something without a counterpart
 `
 
 func firstLine(s string) string {

@@ -10,7 +10,7 @@ package main
 //   - Usage errors are one error line and one hint line.
 //   - --help is a result; so are tables, and they have no trailing blanks.
 //   - Exit 0: as asked; 1: error; 2: usage; 3: plan or status found a
-//     difference.
+//     difference, config import something without a counterpart.
 //
 // Nothing else in this program prints.
 
