@@ -20,6 +20,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/dns"
+	"github.com/rogpeppe/go-internal/txtar"
 
 	"nodelocaldns/test/kubedns"
 )
@@ -66,6 +67,26 @@ func nodelocaldns(t *testing.T, args ...string) string {
 func TestReadmeShowsTheDefaultConfiguration(t *testing.T) {
 	if want := "```yaml\n" + nodelocaldns(t, "config", "default") + "```\n"; !strings.Contains(readme(t), want) {
 		t.Error("README.md does not contain what config default prints")
+	}
+}
+
+func TestReadmeShowsAnImport(t *testing.T) {
+	a, err := txtar.ParseFile("../cmd/nodelocaldns/internal/migrate/testdata/readme.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	source := a.Files[0]
+	cmd := exec.Command(binary, "config", "import", "--output", "config.yaml", source.Name)
+	cmd.Dir = t.TempDir()
+	if err := os.WriteFile(filepath.Join(cmd.Dir, source.Name), source.Data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	said, err := cmd.CombinedOutput()
+	if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != 3 {
+		t.Fatalf("config import: %v\n%s", err, said)
+	}
+	if !strings.Contains(readme(t), string(said)+"exit code 3\n") {
+		t.Errorf("README.md does not contain what config import says:\n%s", said)
 	}
 }
 

@@ -322,9 +322,12 @@ func (im *importer) asCluster(w whom) bool {
 
 func (im *importer) clusterDNS(d corefile.Directive, w whom) {
 	s := setting{key: "cluster.dns", value: "auto", apply: func() {}}
-	note := "the node is asked for kube-dns's own address; kube-dns-upstream is for the DaemonSet alone"
+	note := "kube-dns's own address, not kube-dns-upstream's"
+	if !im.both {
+		note += fmt.Sprintf("; say it where kubelets name %s alone to pods", im.cfg.Listen.Addresses[0])
+	}
 	if !w.kubeDNS {
-		note = "pods have it as their next nameserver: take auto if it is no ClusterIP that stays, such as kube-dns-upstream's"
+		note = "pods have it second: take auto if it is no ClusterIP that stays, such as kube-dns-upstream's"
 		s.value = "[" + spell(w.list) + "]"
 		s.apply = func() {
 			im.cfg.Cluster.Auto = false

@@ -103,6 +103,7 @@ type importer struct {
 	said   map[string]saying // by the key of the configuration
 	blocks []*block
 	only   string // of the addresses of blocks, as it is spelled; empty: all
+	both   bool   // kube-dns's own address is held as well, so that kubelets name it
 }
 
 // A saying is the value that a directive has given to a key.
@@ -166,24 +167,34 @@ func (im *importer) take(line int, what, note string, settings ...setting) {
 	if note != "" {
 		note = "; " + note
 	}
-	var taken []string
+	var taken []setting
 	for _, s := range settings {
 		before, ok := im.said[s.key]
-		switch spelled := s.key + ": " + s.value; {
+		switch {
 		case ok && before.value == s.value, s.apply == nil && s.have == s.value:
-			taken = append(taken, spelled)
+			taken = append(taken, s)
 		case s.apply == nil:
 			im.tell(line, what, Lost, "a stub domain has no setting of its own: %s is %s for it too", s.key, s.have)
 		case ok:
-			im.tell(line, what, Lost, "%s here, but line %d has said %s: there is one for both", spelled, im.found.corefile.offset+before.line, before.value)
+			im.tell(line, what, Lost, "%s: %s here, but line %d has said %s: there is one for both", s.key, s.value, im.found.corefile.offset+before.line, before.value)
 		default:
 			s.apply()
 			im.said[s.key] = saying{s.value, line}
-			taken = append(taken, spelled)
+			taken = append(taken, s)
+		}
+	}
+	var text strings.Builder
+	for i, s := range taken {
+		text.WriteString(s.key)
+		if i+1 == len(taken) || taken[i+1].value != s.value {
+			text.WriteString(": " + s.value)
+		}
+		if i+1 < len(taken) {
+			text.WriteString(", ")
 		}
 	}
 	if len(taken) > 0 {
-		im.tell(line, what, Taken, "%s%s", strings.Join(slices.Compact(taken), ", "), note)
+		im.tell(line, what, Taken, "%s%s", &text, note)
 	}
 }
 
@@ -577,8 +588,8 @@ func (im *importer) bind(d corefile.Directive) error {
 		case im.only != "" && s != im.only:
 			im.tell(d.Line, what, Lost, "%s is where the blocks answer that are left out", clip(s))
 		case s == holdServer, local && err == nil && a.Is4() && !a.IsLinkLocalUnicast():
-			second = true
-			im.tell(d.Line, what, Unneeded, "%s is kube-dns's own address, and stays its: pods have it as their second nameserver, and those that run ask there until they are replaced", s)
+			second, im.both = true, true
+			im.tell(d.Line, what, Unneeded, "%s stays kube-dns's own; pods that run ask there until they are replaced, new ones have it second", s)
 		case err != nil:
 			im.tell(d.Line, what, Lost, "%s: listen.addresses are addresses that pods can ask, each by itself, no device and no wildcard", clip(s))
 		case second && a.Is6():
