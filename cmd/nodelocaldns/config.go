@@ -86,7 +86,8 @@ Standard error says of each directive whether it was taken over, and as which ke
 or is not needed; or has no counterpart, and what to do instead. With one of the
 last kind the exit code is 3. What those files say nothing about is as by default.`,
 		Example: `  kubectl -n kube-system get configmap node-local-dns kube-dns -o yaml --ignore-not-found |
-    nodelocaldns config import --output /etc/nodelocaldns/config.yaml -`,
+    nodelocaldns config import --output config.yaml -
+  nodelocaldns config check config.yaml`,
 		RunE: func(_ *cobra.Command, files []string) error {
 			if output != "" && !force {
 				if _, err := os.Lstat(output); err == nil {

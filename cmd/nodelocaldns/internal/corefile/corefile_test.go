@@ -20,6 +20,7 @@ cluster.local:53 {   # the cluster's
     template IN A {
         match "^[^.]+ \"x\"
 $"
+        answer "}" "{"
     }
     loop
 }
@@ -42,16 +43,16 @@ import /etc/coredns/*.server
 			{Keys: []Word{{2, "cluster.local:53"}}, Directives: []Directive{
 				{Line: 3, Name: "errors"},
 				{Line: 4, Name: "cache", Block: []Directive{{Line: 5, Name: "success", Args: []string{"9984", "30"}}}},
-				{Line: 7, Name: "template", Args: []string{"IN", "A"}, Block: []Directive{{Line: 8, Name: "match", Args: []string{"^[^.]+ \"x\"\n$"}}}},
-				{Line: 11, Name: "loop"},
+				{Line: 7, Name: "template", Args: []string{"IN", "A"}, Block: []Directive{{Line: 8, Name: "match", Args: []string{"^[^.]+ \"x\"\n$"}}, {Line: 10, Name: "answer", Args: []string{"}", "{"}}}},
+				{Line: 12, Name: "loop"},
 			}},
-			{Keys: []Word{{14, "a.example"}, {14, "b.example"}}, Directives: []Directive{
-				{Line: 16, Name: "bind", Args: []string{"169.254.20.10", "::1"}},
-				{Line: 17, Name: "hosts", Block: []Directive{{Line: 19, Name: "192.0.2.1", Args: []string{"c.example"}}}},
+			{Keys: []Word{{15, "a.example"}, {15, "b.example"}}, Directives: []Directive{
+				{Line: 17, Name: "bind", Args: []string{"169.254.20.10", "::1"}},
+				{Line: 18, Name: "hosts", Block: []Directive{{Line: 20, Name: "192.0.2.1", Args: []string{"c.example"}}}},
 			}},
-			{Keys: []Word{{22, "d.example"}, {23, "e.example"}}},
+			{Keys: []Word{{23, "d.example"}, {24, "e.example"}}},
 		},
-		Imports: []Directive{{Line: 25, Name: "import", Args: []string{"/etc/coredns/*.server"}}},
+		Imports: []Directive{{Line: 26, Name: "import", Args: []string{"/etc/coredns/*.server"}}},
 	}
 	for _, text := range []string{text, strings.ReplaceAll(text, "\n", "\r\n"), "\ufeff" + text} {
 		got, err := Parse(text)

@@ -578,9 +578,10 @@ func (im *importer) bind(d corefile.Directive) error {
 		return s == holdLocal || err == nil && a.Is4() && a.IsLinkLocalUnicast()
 	}
 	local := slices.ContainsFunc(d.Args, isLocal)
-	// Beside a link-local address stands that of kube-dns, which node-cache holds
-	// too where kube-proxy works by iptables.
+	// Where kube-proxy works by iptables, node-cache holds kube-dns's own address,
+	// too. It is the one that is not link-local; of others the first is where pods ask.
 	second := false
+	var families []bool // of what is taken and not link-local: is it IPv6
 	var taken []string
 	for _, s := range d.Args {
 		a, err := config.ParseListenAddr(strings.Replace(s, holdLocal, config.Default().Listen.Addresses[0].String(), 1))
@@ -592,9 +593,12 @@ func (im *importer) bind(d corefile.Directive) error {
 			im.tell(d.Line, what, Unneeded, "%s stays kube-dns's own; pods that run ask there until they are replaced, new ones have it second", s)
 		case err != nil:
 			im.tell(d.Line, what, Lost, "%s: listen.addresses are addresses that pods can ask, each by itself, no device and no wildcard", clip(s))
-		case second && a.Is6():
+		case !isLocal(s) && (second && a.Is6() || slices.Contains(families, a.Is6())):
 			im.tell(d.Line, what, Lost, "it cannot be seen whether %s is kube-dns's own: add it to listen.addresses if it is not", s)
 		default:
+			if !isLocal(s) {
+				families = append(families, a.Is6())
+			}
 			taken = append(taken, a.String())
 			if !slices.Contains(im.cfg.Listen.Addresses, a) {
 				im.cfg.Listen.Addresses = append(im.cfg.Listen.Addresses, a)

@@ -127,6 +127,7 @@ func TestWhatCannotBeImportedHasOneErrorWithItsPlace(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
 		{"", "x:1: found no server block; " + hintSources},
 		{". {\n errors\n", "x:1: the { that opens here is never closed"},
+		{".\x1b[2J\n", "x:1: . [2J has no block; put its directives in braces: { behind the zones, } on a line of its own"},
 		{"apiVersion: v1\nkind: [\n", "x: not YAML: line 2: did not find expected node content; " + hintSources},
 		{"apiVersion: v1\nkind: Service\n", "x: found no Corefile, and neither stubDomains nor upstreamNameservers; " + hintSources},
 		{manifest("  Corefile: {}\n"), "x:4: data.Corefile is no text; " + hintSources},

@@ -57,6 +57,7 @@ func (r Report) Count(v Verdict) int {
 
 // add takes in i; the same outcome at another line is the same item.
 func (r *Report) add(i Item) {
+	i.What, i.Text = printable(i.What), printable(i.Text)
 	for n := range *r {
 		if o := &(*r)[n]; o.File == i.File && o.What == i.What && o.Verdict == i.Verdict && o.Text == i.Text {
 			for _, l := range i.Lines {

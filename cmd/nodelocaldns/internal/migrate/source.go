@@ -206,7 +206,7 @@ func parseCorefile(t text) (corefile.File, error) {
 	f, err := corefile.Parse(t.text)
 	var e *corefile.Error
 	if errors.As(err, &e) {
-		return f, &Error{t.at(e.Line), e.Text, e.Next}
+		return f, &Error{t.at(e.Line), printable(e.Text), e.Next}
 	}
 	return f, err
 }
@@ -214,16 +214,20 @@ func parseCorefile(t text) (corefile.File, error) {
 // sorted are the keys of m in order.
 func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
-// clip shortens s, which came from a file, to what fits on a line, and takes from
-// it what a terminal would obey.
-func clip(s string) string {
-	const most = 60
-	s = strings.Map(func(r rune) rune {
+// printable is s, which came from a file, without what a terminal would obey.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) {
 			return ' '
 		}
 		return r
 	}, s)
+}
+
+// clip shortens s, which came from a file, to what fits on a line.
+func clip(s string) string {
+	const most = 60
+	s = printable(s)
 	if len(s) > most {
 		s = strings.ToValidUTF8(s[:most], "") + "…"
 	}
