@@ -83,8 +83,8 @@ with its stubDomains and upstreamNameservers. Without a file it is read from
 standard input.
 
 Standard error says of each directive whether it was taken over, and as which key;
-or is not needed; or has no counterpart, and what to do instead. With one of the
-last kind the exit code is 3. What those files say nothing about is as by default.`,
+or is not needed; or has no counterpart, and what to do instead: then the exit code
+is 3. What those files say nothing about is as by default.`,
 		Example: `  kubectl -n kube-system get configmap node-local-dns kube-dns -o yaml --ignore-not-found |
     nodelocaldns config import --output config.yaml -
   nodelocaldns config check config.yaml`,
