@@ -60,36 +60,39 @@ func (im *importer) forward(b *block, d corefile.Directive) error {
 	if len(d.Args) < 2 {
 		return im.bad(d.Line, "", "forward: found %q, allowed: a zone and its servers, such as forward . 192.0.2.1", clip(d.String()))
 	}
-	o, err := im.options(b, d)
-	if err != nil {
-		return err
-	}
-	w := im.whom(d, o)
 	from := "."
 	if d.Args[0] != "." {
+		var err error
 		if from, err = config.ParseDomain(im.domainIn(d.Args[0])); err != nil {
 			im.tell(d.Line, d.String(), Lost, "%s is no domain name", clip(d.Args[0]))
 			return nil
 		}
 	}
-	use := 0
-	var stubs []string
+	var zones []zone
+	why := fmt.Sprintf("no name of this block is below %s", from)
 	for _, z := range b.zones {
 		switch {
 		case within(z.name, from):
-			use++
-			stubs = append(stubs, im.route(z, d, w)...)
-		case within(from, z.name) && z.kind != stub && from == im.cfg.Cluster.Domain:
-			im.tell(d.Line, d.String(), Lost, "the block of %s has these names", from)
-			use++
-		case within(from, z.name):
-			use++
-			stubs = append(stubs, im.route(zone{name: from, kind: stub}, d, w)...)
+			zones = append(zones, z)
+		case !within(from, z.name):
+		case im.nearer(from, z.name) != "":
+			why = fmt.Sprintf("the block of %s has these names", im.nearer(from, z.name))
+		default:
+			zones = append(zones, zone{name: from, kind: stub})
 		}
 	}
-	if use == 0 {
-		im.tell(d.Line, d.String(), Unneeded, "no name of this block is below %s", from)
+	if len(zones) == 0 {
+		im.tell(d.Line, d.String(), Unneeded, "%s", why)
 		return nil
+	}
+	o, err := im.options(b, d)
+	if err != nil {
+		return err
+	}
+	w := im.whom(d, o)
+	var stubs []string
+	for _, z := range zones {
+		stubs = append(stubs, im.route(z, d, w)...)
 	}
 	if n := len(stubs); n > 0 {
 		note := ""
@@ -98,11 +101,24 @@ func (im *importer) forward(b *block, d corefile.Directive) error {
 		}
 		im.tell(d.Line, d.String(), Taken, "stubDomains: {%s: [%s]}%s", strings.Join(stubs, ", "), spell(w.list), note)
 	}
-	if from != "." && !slices.ContainsFunc(b.zones, func(z zone) bool { return within(z.name, from) }) {
-		b = &block{Block: b.Block, zones: []zone{{name: from, kind: stub}}}
+	if zones[0].kind != b.kind() { // a part of one
+		b = &block{Block: b.Block, zones: zones}
 	}
 	im.manner(b, d, o, w)
 	return nil
+}
+
+// nearer is the zone of a block that has the names of zone, and that is below the
+// one called block; empty if there is none. CoreDNS goes by the longest.
+func (im *importer) nearer(zone, block string) string {
+	for _, b := range im.blocks {
+		for _, z := range b.zones {
+			if within(zone, z.name) && within(z.name, block) && z.name != block {
+				return z.name
+			}
+		}
+	}
+	return ""
 }
 
 // within reports whether name is zone or below it.

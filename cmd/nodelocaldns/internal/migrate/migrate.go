@@ -235,7 +235,7 @@ func (im *importer) corefile() error {
 		}
 	}
 	if !slices.ContainsFunc(im.blocks, func(b *block) bool { return b.kind() == external }) {
-		im.tell(0, "no block for .", Lost, "other names were refused; here %s", im.answersOthers())
+		im.tell(0, "no block for .", Lost, "other names were refused; here kube-dns is asked for them (upstreams: kube-dns)")
 	}
 	return nil
 }
@@ -253,17 +253,6 @@ func (im *importer) split() {
 		}
 	}
 	im.blocks = blocks
-}
-
-// answersOthers says who is asked for names outside of the cluster.
-func (im *importer) answersOthers() string {
-	switch im.cfg.Upstreams.Source {
-	case dnscache.NodeResolvers:
-		return "the node's servers are asked for them (upstreams: node)"
-	case dnscache.ServerList:
-		return "the servers of upstreams are asked for them"
-	}
-	return "kube-dns is asked for them (upstreams: kube-dns)"
 }
 
 func (im *importer) unread(d corefile.Directive) {
@@ -620,7 +609,10 @@ func (im *importer) bind(d corefile.Directive) error {
 
 // block imports all but bind of b.
 func (im *importer) block(b *block) error {
-	for _, d := range b.Directives {
+	// Who is asked for a part of it may follow from who is asked for the rest.
+	part := func(d corefile.Directive) bool { return d.Name == "forward" && len(d.Args) > 0 && d.Args[0] != "." }
+	rest := slices.DeleteFunc(slices.Clone(b.Directives), part)
+	for _, d := range append(rest, slices.DeleteFunc(slices.Clone(b.Directives), func(d corefile.Directive) bool { return !part(d) })...) {
 		if err := im.directive(b, d); err != nil {
 			return err
 		}
