@@ -338,7 +338,7 @@ func (x *explaining) answer(k *known) ExplainedAnswer {
 		if rules.mayServe(e, end) {
 			a.Else = FromStale
 		}
-		if k.above != nil && !wasThere(k.service) {
+		if k.above != nil && !x.s.there.has(k.above) {
 			a.Above = keyText(k.above)
 		}
 		return a

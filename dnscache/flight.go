@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"nodelocaldns/dnscache/cache"
@@ -61,6 +62,12 @@ func isClient(p peer) bool {
 	return !flight
 }
 
+// forNobody reports whether a peer is a flight that no client waits for.
+func forNobody(p peer) bool {
+	a, flight := p.(above)
+	return flight && a.nobody
+}
+
 // A flight is one question to upstream and everybody who waits for it.
 type flight struct {
 	key   []byte
@@ -80,9 +87,11 @@ type flight struct {
 	dropped bool // it has made room for another
 	refresh bool // begun for nobody, for the reason why
 	why     int
-	unasked uint8  // of the entry that comes of it, unless somebody asks meanwhile
-	asked   bool   // somebody has
-	sought  []byte // what else is asked for if it is denied, see searchOn
+	unasked uint8 // of the entry that comes of it, unless somebody asks meanwhile
+	asked   bool  // somebody has
+	onward  bool  // others are asked for if a client wants it and it is denied, see searchOn
+	above   bool  // begun for a flight that was begun for nobody
+	denied  bool  // by the service above, without a question of its own
 
 	client       netip.Addr // whose it is, see holders,
 	held         bool       // if it is anybody's
@@ -106,7 +115,9 @@ type flights struct {
 
 	bound     bucket // of refreshes
 	guesses   bucket
-	right     uint64 // guesses that a client has asked for
+	noGuess   atomic.Int64 // until when there is none to be had, on the server's clock
+	guessed   uint64       // names that were asked for before a client did
+	right     uint64       // of them, those that a client has asked for
 	refreshes [len(Refreshes)]uint64
 	refused   uint64 // refreshes that the bound did not let through
 }
@@ -130,11 +141,13 @@ func (s *Server) join(key []byte, q *wire.Query, p peer) {
 		}
 		fl.waiters = append(fl.waiters, waiter{q.Clone(), p, now, s.answeredSince(rt, fl.began)})
 		fl.unasked = 0
-		if fl.guessed() {
-			f.wasRight()
+		if isClient(p) {
+			if fl.guessed() {
+				f.wasRight()
+			}
+			fl.asked = true
 		}
-		fl.asked = true
-		if fl.held && fl.client != p.client() && fl.client != several {
+		if fl.held && fl.client != p.client() && fl.client != several && !forNobody(p) {
 			f.release(fl)
 			f.hold(fl, several)
 		}
@@ -158,6 +171,10 @@ func (s *Server) join(key []byte, q *wire.Query, p peer) {
 	} else if rules.mayServe(e, now) && s.pausing(st, rt, e, now) {
 		f.mu.Unlock()
 		p.deliver(q, rules.stale(e), now)
+		return
+	}
+	if forNobody(p) {
+		s.joinForNobody(st, rt, key, q, p.(above), e, now)
 		return
 	}
 	var shed []waiter
@@ -265,14 +282,13 @@ func (s *Server) fly(fl *flight) {
 	defer due.stop(&fl.answer)
 	defer due.stop(&fl.last)
 	defer fl.cancel(nil)
-	switch denial, late := s.askAbove(fl); {
-	case denial != nil:
-		s.deny(fl, denial)
-		return
-	case late:
-		s.land(fl, cache.NewFailure(fl.key, wire.ServFail, wire.EDENetworkError, fl.route.zone, s.now()), silent)
+	st := s.state.Load()
+	if denial := s.askAbove(st, fl); denial != nil {
+		fl.denied = true
+		s.deny(st, fl, denial)
 		return
 	}
+	asked := s.now()
 	reply, by, err = fl.route.group.Ask(fl.ctx, fl.key)
 	now := s.now()
 	how := silent
@@ -280,15 +296,14 @@ func (s *Server) fly(fl *flight) {
 		how = unusable
 		var a cache.Admission
 		if a, err = cache.Admit(fl.key, reply, fl.route.caps); err == nil {
+			s.learn(st, fl, &a)
 			s.flights.mu.Lock()
-			a.Unasked, a.Guessed = fl.unasked, fl.guessed()
+			onward, wanted := fl.onward, fl.wanted()
+			a.Unasked, a.Guessed, a.Onward = fl.unasked, fl.guessed(), onward && !wanted
 			s.flights.mu.Unlock()
-			a.Took, a.Source = now-fl.began, s.upstreams.source(by)
-			if a.RCode == wire.NXDomain {
-				if s.isService(fl) {
-					a.MakeWhole()
-				}
-				s.searchOn(fl)
+			a.Took, a.Source = now-asked, s.upstreams.source(by)
+			if a.RCode == wire.NXDomain && onward && wanted {
+				s.searchOn(st, fl.key, now)
 			}
 			s.land(fl, cache.NewEntry(fl.key, a, fl.route.zone, now), usable)
 			return
@@ -315,6 +330,7 @@ func (f *flights) ended(fl *flight, spared bool) {
 	if fl.refresh {
 		f.refreshing--
 		switch {
+		case fl.denied, spared && fl.above: // nothing was asked, and of the latter nothing paid
 		case !spared:
 			f.refreshes[fl.why]++
 		case fl.why == refreshSearch:

@@ -93,10 +93,8 @@ func (s *Server) answer(c *counters, q *question, pkt, out []byte, limit int, no
 	if p := &st.cfg.Prefetch; e.Hit(max(p.MinHits, 1)) >= p.MinHits && p.At > 0 && e.Ending(now, p.At) && e.Begin() {
 		s.prefetch(st, e, now, refreshPrefetch, 0)
 	}
-	if e.Wanted() {
-		s.flights.mu.Lock()
-		s.flights.wasRight()
-		s.flights.mu.Unlock()
+	if guessed, onward := e.Wanted(); guessed || onward {
+		s.wanted(st, e, guessed, onward, now)
 	}
 	c.hits[e.Zone()].Add(1)
 	c.replied(e.RCode())
@@ -110,7 +108,7 @@ func (s *Server) miss(c *counters, q *question, e *cache.Entry, out []byte, limi
 	name, _ := wire.SplitKey(q.key)
 	rt := st.routes.find(name)
 	if denial := s.denied(st, rt, q.key, now); denial != nil {
-		s.search(st, q.key, now)
+		s.search(st, rt, q.key, now)
 		c.hits[rt.zone].Add(1)
 		c.collapsed.Add(1)
 		c.replied(denial.RCode())

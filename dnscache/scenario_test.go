@@ -626,7 +626,8 @@ func (c *conversation) stats() string {
 		add("refreshes-"+Refreshes[i], int64(n))
 	}
 	add("refused", int64(st.Refused))
-	add("guessed", int64(st.Guessed))
+	add("guesses", int64(st.Guesses))
+	add("used", int64(st.GuessesUsed))
 	add("collapsed", int64(st.Collapsed))
 	add("timeouts", int64(st.Timeouts))
 	add("shed", int64(st.Shed))

@@ -2,7 +2,9 @@ package dnscache
 
 import (
 	"bytes"
+	"hash/maphash"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"nodelocaldns/dnscache/cache"
@@ -23,14 +25,14 @@ import (
 // The first name lies below com.shop.svc.cluster.local, which would have to be a
 // service. If it does not exist, nothing does below it (RFC 8020), be it www.example.com
 // or anything else in com. So that is what upstream is asked, once, and its denial
-// answers for all names below it as long as it is fresh. It is asked instead of the
-// name itself, whoever was known to exist excepted: web-0.web.shop.svc.cluster.local
+// answers for all names below it as long as it is fresh. It is asked for before the
+// name itself, unless it was there lately: web-0.web.shop.svc.cluster.local
 // costs one question, too. RFC 8020 holds at that place only: CoreDNS denies
 // _tcp.web.shop.svc.cluster.local, and has names below it.
 //
 // And while the client is told that there is no such name, the others are asked for
-// already: the services' name, and once that is denied the domain's and the name
-// itself, all of them for A and AAAA. So it waits for three questions, not for eight
+// already: the services' name, and once it asks for that and is denied it the domain's
+// and the name itself, all of them for A and AAAA. So it waits for three questions, not for eight
 // or, where it asks for both at once, four. A name that may be that of a service, such
 // as web.shop, goes to nobody outside of the cluster before kube-dns has denied it.
 //
@@ -46,7 +48,8 @@ var svcLabel = []byte("\x03svc")
 
 // newSearchPath returns nil where the search path is left to the clients.
 func newSearchPath(cfg Config) *searchPath {
-	if !cfg.CollapseSearch {
+	// Where denials that have expired are to be served each name needs its own.
+	if !cfg.CollapseSearch || cfg.Cluster.Stale.Denial {
 		return nil
 	}
 	domain, _ := wire.ParseName(cfg.ClusterDomain) // Config.Validate has seen that it is one
@@ -72,14 +75,15 @@ func (p *searchPath) place(name []byte) (service, namespace int, ok bool) {
 }
 
 // above is the key of the service that a name of the cluster's route lies below,
-// appended to dst; nil where there is none.
+// appended to dst; nil where there is none. It is about what resolver libraries look for
+// alone: CoreDNS has no SOA at any name, and says NODATA, and has done so for TXT.
 func (p *searchPath) above(dst, key []byte, rt *route) []byte {
 	if p == nil || rt.zone != zoneCluster {
 		return nil
 	}
 	name, recursive := wire.SplitKey(key)
 	service, _, ok := p.place(name)
-	if !ok || !recursive {
+	if typ := wire.KeyType(key); !ok || !recursive || typ != wire.TypeA && typ != wire.TypeAAAA {
 		return nil
 	}
 	return wire.AppendSibling(dst, key[service:], wire.TypeA)
@@ -103,114 +107,171 @@ func (s *Server) denied(st *state, rt *route, key []byte, now time.Duration) *ca
 // names below it.
 func denies(e *cache.Entry, now time.Duration) bool { return e != nil && e.Whole() && e.Fresh(now) }
 
-// wasThere reports whether e, which the cache has of a service, is, or was, what there
-// is of one that exists.
-func wasThere(e *cache.Entry) bool {
-	return e != nil && (e.Class() == cache.Success || e.Class() == cache.Denial && e.RCode() == wire.NoError)
-}
+// aboveAlone is how long the service is asked for alone. A kube-dns in the cluster takes
+// a millisecond; one that is slow, or hangs with that very name (of an ExternalName whose
+// own servers are gone), must not keep the names below from being asked for in time.
+const aboveAlone = 30 * time.Millisecond
 
 // askAbove asks whether there is the service that a flight's name lies below, and
 // returns its denial; nil where there is none, and the name itself is to be asked for.
-// late says that this was in vain until it was too late for those who wait: one silence
-// is enough for upstream.
-func (s *Server) askAbove(fl *flight) (denial *cache.Entry, late bool) {
-	key := s.state.Load().search.above(nil, fl.key, fl.route)
-	if key == nil {
-		return nil, false
+func (s *Server) askAbove(st *state, fl *flight) *cache.Entry {
+	key := st.search.above(nil, fl.key, fl.route)
+	if key == nil || s.there.has(key) {
+		return nil
 	}
-	// One that has been there most likely is still. If not, the name's own denial
-	// tells.
-	if wasThere(s.cache.Get(key)) {
-		return nil, false
-	}
-	word := make(above, 1)
-	s.join(key, &wire.Query{}, word)
+	f := &s.flights
+	f.mu.Lock()
+	a := above{make(chan told, 1), fl.client, !fl.held, fl.why}
+	f.mu.Unlock()
+	s.join(key, &wire.Query{}, a)
+	enough := make(chan struct{})
+	alone := deadline{due: func() { close(enough) }}
+	f.deadlines.set(&alone, aboveAlone)
+	defer f.deadlines.stop(&alone)
 	select {
-	case t := <-word:
+	case t := <-a.word:
 		if t.ttl == 0 && t.Whole() {
-			return t.Entry, false
+			return t.Entry
 		}
-		return nil, t.Class() == cache.Failure && s.now() >= fl.began+fl.wait
+	case <-enough:
 	case <-fl.ctx.Done():
-		return nil, true
 	}
+	return nil
+}
+
+// joinForNobody begins the flight that another one waits for which was begun for nobody:
+// it takes the place of no client's, either. flights.mu is held; it is released.
+func (s *Server) joinForNobody(st *state, rt *route, key []byte, q *wire.Query, p above, e *cache.Entry, now time.Duration) {
+	f := &s.flights
+	if f.refreshing >= maxRefreshes {
+		f.mu.Unlock()
+		p.deliver(q, s.refusal(key, rt, now), now)
+		return
+	}
+	fl := s.beginForNobody(st, rt, key, e, now, p.why)
+	fl.above = true
+	fl.waiters = []waiter{{peer: p, since: now}}
+	f.mu.Unlock()
+	go s.fly(fl)
 }
 
 // above is a flight that waits for word of the name above its own. It is no client: who
 // waits for it is counted there.
-type above chan told
+type above struct {
+	word   chan told // has room for it
+	from   netip.Addr
+	nobody bool // no client waits for that flight, which was begun for the reason
+	why    int
+}
 
-func (a above) client() netip.Addr { return several }
+func (a above) client() netip.Addr { return a.from }
 
-func (a above) deliver(_ *wire.Query, t told, _ time.Duration) { a <- t }
+func (a above) deliver(_ *wire.Query, t told, _ time.Duration) { a.word <- t }
+
+// services are keys of services that are there, most likely: those of the names below
+// them that were asked for lately. Where one has gone its names' own denials tell.
+type services struct {
+	seed maphash.Seed
+	keys [1024]atomic.Uint64 // hashes
+}
+
+func (t *services) at(key []byte) (slot *atomic.Uint64, hash uint64) {
+	hash = maphash.Bytes(t.seed, key) | 1
+	return &t.keys[hash>>1%uint64(len(t.keys))], hash
+}
+
+func (t *services) has(key []byte) bool {
+	slot, hash := t.at(key)
+	return slot.Load() == hash
+}
+
+// learn notes what upstream says of a service, or of a name below it.
+func (t *services) learn(key []byte, there bool) {
+	if slot, hash := t.at(key); there {
+		slot.Store(hash)
+	} else {
+		slot.CompareAndSwap(hash, 0)
+	}
+}
+
+// learn notes what a reply to a flight says of a service, and has one that denies it
+// deny all names below it, too.
+func (s *Server) learn(st *state, fl *flight, a *cache.Admission) {
+	if a.RCode != wire.NoError && a.RCode != wire.NXDomain {
+		return
+	}
+	there := a.RCode == wire.NoError
+	if st.search.isService(fl) {
+		s.there.learn(fl.key, there)
+		if !there {
+			a.MakeWhole(st.search.domain)
+		}
+	} else if key := st.search.above(nil, fl.key, fl.route); key != nil {
+		s.there.learn(key, there)
+	}
+}
 
 // deny answers a flight with the denial of the service above its name. It is kept only
 // where it was asked for with nobody waiting: for all others that of the service is.
-func (s *Server) deny(fl *flight, above *cache.Entry) {
-	if !s.searchOn(fl) && !fl.refresh {
-		s.search(s.state.Load(), fl.key, s.now())
-	}
+func (s *Server) deny(st *state, fl *flight, above *cache.Entry) {
 	s.flights.mu.Lock()
-	guessed := fl.guessed()
+	guessed, onward, asked := fl.guessed(), fl.onward, fl.wanted()
 	s.flights.mu.Unlock()
-	s.land(fl, above.Below(fl.key, fl.refresh, guessed), usable)
+	switch {
+	case onward && asked:
+		s.searchOn(st, fl.key, s.now())
+	case !fl.refresh:
+		s.search(st, fl.route, fl.key, s.now())
+	}
+	s.land(fl, above.Below(fl.key, fl.refresh, guessed, onward && !asked), usable)
 }
 
 // isService reports whether a flight's is the name of a service, and asked for as
-// searchPath.above does.
-func (s *Server) isService(fl *flight) bool {
-	p := s.state.Load().search
+// above does.
+func (p *searchPath) isService(fl *flight) bool {
 	if p == nil || fl.route.zone != zoneCluster || wire.KeyType(fl.key) != wire.TypeA {
 		return false
 	}
-	name, _ := wire.SplitKey(fl.key)
+	name, recursive := wire.SplitKey(fl.key)
 	// As one of its own names would find it.
 	service, _, ok := p.place(append([]byte{1, 'x'}, name...))
-	return ok && service == 2
+	return ok && recursive && service == 2
 }
 
 // search asks for the names that a client asks for next which is told that there is
 // no name of this key, by the denial of a service. It does not allocate where they are
-// known.
-func (s *Server) search(st *state, key []byte, now time.Duration) {
-	typ := wire.KeyType(key)
-	if typ != wire.TypeA && typ != wire.TypeAAAA {
-		return // what is looked for by others than resolver libraries
-	}
+// known, or nothing may be asked.
+func (s *Server) search(st *state, rt *route, key []byte, now time.Duration) {
 	p := st.search
 	name, _ := wire.SplitKey(key)
 	_, namespace, ok := p.place(name)
-	if !ok {
+	if !ok || now < time.Duration(s.flights.noGuess.Load()) || s.shares.limit.Load() > 0 {
 		return
 	}
 	var room [wire.MaxKey]byte
-	if e := s.cache.Get(appendKey(room[:0], name[:namespace], p.services, key)); e != nil && e.Fresh(now) {
+	if e := s.cache.Get(appendKey(room[:0], name[:namespace], p.services, key)); e != nil && e.Fresh(now) || rt.group.Dead(s.start.Add(now)) {
 		return
 	}
 	g := guess{s, st, key, bytes.Clone(name[:namespace]), now}
 	switch itself := append(bytes.Clone(g.sought), 0); {
 	case wire.IsSubdomain(itself, p.domain): // a name of the cluster, spelled out
-		g.begin(nil, p.services, p.domain, root)
+		g.begin(false, p.services, p.domain, root)
 	case wire.IsSubdomain(itself, append(bytes.Clone(svcLabel), 0)): // up to its svc
-		g.begin(nil, p.services, p.domain)
+		g.begin(false, p.services, p.domain)
 	default:
-		g.begin(g.sought, p.services)
+		g.begin(true, p.services)
 	}
 }
 
-// searchOn goes on where the services' name has been denied, too; false where a flight
-// is not for that.
-func (s *Server) searchOn(fl *flight) bool {
-	s.flights.mu.Lock()
-	sought := fl.sought
-	s.flights.mu.Unlock()
-	st := s.state.Load()
-	if sought == nil || st.search == nil {
-		return false
+// searchOn goes on where a client has asked for the services' name, and that is denied.
+func (s *Server) searchOn(st *state, key []byte, now time.Duration) {
+	p := st.search
+	if p == nil || now < time.Duration(s.flights.noGuess.Load()) || s.shares.limit.Load() > 0 {
+		return
 	}
-	g := guess{s, st, fl.key, sought, s.now()}
-	g.begin(nil, st.search.domain, root)
-	return true
+	name, _ := wire.SplitKey(key)
+	g := guess{s, st, key, bytes.Clone(name[:len(name)-len(p.services)]), now}
+	g.begin(false, p.domain, root)
 }
 
 var root = []byte{0}
@@ -233,37 +294,38 @@ type guess struct {
 }
 
 // begin asks for what is sought below suffixes, A and AAAA, with nobody waiting yet.
-// Where then is not nil those for A go on to the other names, see searchOn.
-func (g *guess) begin(then []byte, suffixes ...[]byte) {
+// Where onward is true others are asked for when a client wants that for A and it is
+// denied.
+func (g *guess) begin(onward bool, suffixes ...[]byte) {
 	f := &g.s.flights
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, suffix := range suffixes {
 		key := appendKey(nil, g.sought, suffix, g.like)
-		g.one(wire.AppendSibling(nil, key, wire.TypeA), then)
-		g.one(wire.AppendSibling(nil, key, wire.TypeAAAA), nil)
+		g.one(wire.AppendSibling(nil, key, wire.TypeA), onward)
+		g.one(wire.AppendSibling(nil, key, wire.TypeAAAA), false)
 	}
 }
 
 // one asks for a key, unless that is known or asked already. flights.mu is held.
-func (g *guess) one(key, then []byte) {
+func (g *guess) one(key []byte, onward bool) {
 	f := &g.s.flights
 	name, _ := wire.SplitKey(key)
 	rt := g.st.routes.find(name)
 	e := g.s.cache.Get(key)
 	if fl := f.byKey[string(key)]; fl != nil {
-		if fl.sought == nil {
-			fl.sought = then // it was begun for somebody else
-		}
+		fl.onward = fl.onward || onward // it was begun for somebody else
 		return
 	}
 	switch {
-	case len(name) > wire.MaxName, f.closed, e != nil && e.Fresh(g.now),
-		rt.loop.closed.Load(), rt.group.Dead(g.s.start.Add(g.now)), g.s.shares.limit.Load() > 0:
+	case len(name) > wire.MaxName, f.closed, e != nil && e.Fresh(g.now), rt.loop.closed.Load(), rt.group.Dead(g.s.start.Add(g.now)):
 	case f.mayBegin(&f.guesses, g.now, 0):
 		fl := g.s.beginForNobody(g.st, rt, key, e, g.now, refreshSearch)
-		fl.sought = then
+		fl.onward = onward
+		f.guessed++
 		go g.s.fly(fl)
+	default: // nobody else need try
+		f.noGuess.Store(int64(g.now + time.Second/guessIdle))
 	}
 }
 
@@ -279,7 +341,24 @@ func newGuesses() bucket { return bucket{idle: guessIdle, burst: guessBurst, tok
 
 // guessed reports whether a flight is for what no client has asked for yet. flights.mu
 // is held.
-func (fl *flight) guessed() bool { return fl.refresh && fl.why == refreshSearch && !fl.asked }
+func (fl *flight) guessed() bool {
+	return fl.refresh && fl.why == refreshSearch && !fl.above && !fl.asked
+}
+
+// wanted reports whether a client has asked for it. flights.mu is held.
+func (fl *flight) wanted() bool { return fl.asked || clientsOf(fl.waiters) > 0 }
+
+// wanted notes that a client has asked for what it was expected to ask for.
+func (s *Server) wanted(st *state, e *cache.Entry, guessed, onward bool, now time.Duration) {
+	if guessed {
+		s.flights.mu.Lock()
+		s.flights.wasRight()
+		s.flights.mu.Unlock()
+	}
+	if onward && e.RCode() == wire.NXDomain {
+		s.searchOn(st, e.Key(), now)
+	}
+}
 
 // wasRight notes that a client has asked for what was guessed. mu is held.
 func (f *flights) wasRight() {

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"log/slog"
 	"net"
@@ -64,6 +65,7 @@ type Server struct {
 	state     atomic.Pointer[state]
 	flights   flights
 	shares    *shares
+	there     services
 	upstreams upstreamCounters
 	loops     atomic.Uint64
 
@@ -108,6 +110,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 		cache:   cache.New(cfg.cacheLimits(), cfg.MaxBytes),
 		flights: flights{byKey: map[string]*flight{}, holders: holders{}, bound: newRefreshes(), guesses: newGuesses()},
 		shares:  newShares(),
+		there:   services{seed: maphash.MakeSeed()},
 	}
 	if s.log == nil {
 		s.log = slog.Default()
@@ -395,7 +398,7 @@ func (s *Server) Stats() Stats {
 	s.flights.mu.Lock()
 	st.FlightsJoined, st.Timeouts, st.Shed = s.flights.joined, s.flights.late, s.flights.shed+s.shares.shed.Load()
 	st.Flights = int64(len(s.flights.byKey))
-	st.Refreshes, st.Refused, st.Guessed = s.flights.refreshes, s.flights.refused, s.flights.right
+	st.Refreshes, st.Refused, st.Guesses, st.GuessesUsed = s.flights.refreshes, s.flights.refused, s.flights.guessed, s.flights.right
 	s.flights.mu.Unlock()
 	st.Upstreams = s.upstreams.stats(s.state.Load().routes, s.wallClock())
 	return st

@@ -24,7 +24,8 @@ type Stats struct {
 	Flights       int64                      // gauge: upstream questions under way
 	Refreshes     [len(Refreshes)]uint64     // upstream questions that no client waited for, in the order of the variable
 	Refused       uint64                     // such questions not asked because there were too many
-	Guessed       uint64                     // of those for names of a search path, how many a client has asked for after all
+	Guesses       uint64                     // names of search paths that were asked for, or denied with their service, before a client asked
+	GuessesUsed   uint64                     // of these, how many a client has asked for after all
 	Collapsed     uint64                     // queries answered by the denial of the service that their names lie below; they are hits, too
 	Loops         uint64                     // our own queries that came back to us
 	Timeouts      uint64                     // clients told SERVFAIL because no upstream gave a usable reply in time

@@ -56,7 +56,15 @@ type client struct {
 	mu       sync.Mutex
 	out      []byte // replies that are to be written, each with its length in front
 	waited   int    // of these, those to questions that waited
+	later    []late // replies that are to be made when there is room
 	flushing bool   // somebody is about to write them
+}
+
+// late is a reply to a question that waited.
+type late struct {
+	query wire.Query // its own copy
+	told  told
+	at    time.Duration
 }
 
 // A streamSocket is one TCP listener.
@@ -209,13 +217,22 @@ func (c *client) client() netip.Addr { return c.from }
 func (c *client) deliver(q *wire.Query, t told, now time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	at := len(c.out)
-	c.queue(c.counters.send(append(c.out, 0, 0), q, t, now, wire.MaxMessage), at)
-	c.waited++
+	if len(c.later) == 0 && len(c.out) < enoughReplies {
+		c.late(q, t, now)
+	} else {
+		c.later = append(c.later, late{q.Clone(), t, now})
+	}
 	if !c.flushing {
 		c.flushing = true
 		go func() { _ = c.flush() }()
 	}
+}
+
+// late makes the reply to a question that waited. c.mu is held.
+func (c *client) late(q *wire.Query, t told, now time.Duration) {
+	at := len(c.out)
+	c.queue(c.counters.send(append(c.out, 0, 0), q, t, now, wire.MaxMessage), at)
+	c.waited++
 }
 
 // queue takes out with one more reply, which has two bytes for its length in front of
@@ -231,15 +248,33 @@ func (c *client) queue(out []byte, at int) {
 func (c *client) flush() error {
 	c.writing.Lock()
 	defer c.writing.Unlock()
+	for {
+		if more, err := c.writeOut(); !more {
+			return err
+		}
+	}
+}
+
+// writeOut is one write of flush. There is more where not all could be made at once:
+// a client that does not read has little of what it is told in memory. writing is held.
+func (c *client) writeOut() (more bool, err error) {
 	c.mu.Lock()
+	for len(c.later) > 0 && len(c.out) < enoughReplies {
+		l := &c.later[0]
+		c.late(&l.query, l.told, l.at)
+		c.later = c.later[1:]
+	}
+	more = len(c.later) > 0
+	if !more {
+		c.later = nil
+	}
 	out, waited := c.out, c.waited
-	c.out, c.waited, c.flushing = c.spare[:0], 0, false
+	c.out, c.waited, c.flushing = c.spare[:0], 0, more
 	c.mu.Unlock()
 	c.spare = nil
 	if cap(out) <= keptBuffer {
 		c.spare = out
 	}
-	var err error
 	if len(out) > 0 {
 		if err = c.conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err == nil {
 			_, err = c.conn.Write(out)
@@ -251,7 +286,7 @@ func (c *client) flush() error {
 	for range waited {
 		<-c.pending
 	}
-	return err
+	return more, err
 }
 
 const (

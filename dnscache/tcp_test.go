@@ -3,8 +3,10 @@ package dnscache
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"io"
 	"net"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -156,4 +158,39 @@ func TestRepliesToWhatWasAskedAtOnceGoOutTogether(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A client that does not read has little of what it is told in memory, and is told all of
+// it when it does.
+func TestRepliesToWhoDoesNotReadAreMadeWhenItDoes(t *testing.T) {
+	s := offline(t, exchangerFunc(func(q *dns.Msg) *dns.Msg {
+		m := new(dns.Msg).SetReply(q)
+		for i := range 200 {
+			m.Answer = append(m.Answer, &dns.TXT{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeTXT, Class: dns.ClassINET, Ttl: 30}, Txt: []string{fmt.Sprint(i), strings.Repeat("x", 250)}})
+		}
+		return m
+	}))
+	pkt := packet(t, "big.example.", "TXT")
+	warm(t, s, pkt)
+	var q question
+	q.read(pkt)
+	ours, theirs := net.Pipe()
+	c := newTestClient(s, ours)
+	const replies = maxPending
+	for range replies {
+		c.pending <- struct{}{}
+		c.deliver(&q.query, told{Entry: s.cache.Get(q.key)}, s.now())
+	}
+	c.mu.Lock()
+	if n := cap(c.out); n > 2*wire.MaxMessage {
+		t.Errorf("%d bytes of replies are in memory", n)
+	}
+	c.mu.Unlock()
+	for i := range replies {
+		if m := next(t, theirs); len(m.Answer) != 200 {
+			t.Fatalf("reply %d has %d answers", i, len(m.Answer))
+		}
+	}
+	until(t, "nothing to be waiting", func() bool { return len(c.pending) == 0 })
+	s.clients.remove(c)
 }

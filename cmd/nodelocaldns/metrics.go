@@ -93,8 +93,9 @@ var (
 	descFlightsJoined = desc("flights_joined_total", "Queries that waited for a question already under way.")
 	descRefreshes     = desc("refreshes_total", "Questions to upstreams that no client waited for, by reason.", "reason")
 	descRefused       = desc("refreshes_refused_total", "Such questions that were not asked because there were too many.")
-	descSearchUsed    = desc("search_used_total", "Of the names of a search path asked for ahead, how many a client has asked for after all.")
-	descCollapsed     = desc("search_collapsed_total", "Queries denied because there is no service that their name lies below.")
+	descGuesses       = desc("search_guesses_total", "Names of search paths that were asked for before a client did.")
+	descGuessesUsed   = desc("search_guesses_used_total", "Of these, those that a client has asked for after all.")
+	descCollapsed     = desc("search_collapsed_total", "Queries denied from the cache because there is no service that their name lies below.")
 	descLoops         = desc("loops_total", "Queries of our own that came back to us.")
 	descTimeouts      = desc("timeouts_total", "Queries answered SERVFAIL because no upstream gave a usable reply in time.")
 	descShed          = desc("shed_total", "Queries answered SERVFAIL because too many questions were under way.")
@@ -110,7 +111,7 @@ var (
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descQueries, descMalformed, descReplies, descHits, descMisses, descStale, descEntries, descBytes, descMaxBytes,
-		descEvictions, descFlights, descFlightsJoined, descRefreshes, descRefused, descSearchUsed, descCollapsed, descLoops, descTimeouts, descShed, descDrops, descClients,
+		descEvictions, descFlights, descFlightsJoined, descRefreshes, descRefused, descGuesses, descGuessesUsed, descCollapsed, descLoops, descTimeouts, descShed, descDrops, descClients,
 		descUpQueries, descUpHedges, descUpErrors, descUpDown, descUpSeconds,
 	} {
 		ch <- d
@@ -153,7 +154,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		counter(descRefreshes, n, dnscache.Refreshes[i])
 	}
 	counter(descRefused, s.Refused)
-	counter(descSearchUsed, s.Guessed)
+	counter(descGuesses, s.Guesses)
+	counter(descGuessesUsed, s.GuessesUsed)
 	counter(descCollapsed, s.Collapsed)
 	counter(descLoops, s.Loops)
 	counter(descTimeouts, s.Timeouts)

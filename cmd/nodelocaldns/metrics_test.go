@@ -26,7 +26,7 @@ func someStats() fixedStats {
 	s.Queries[dnscache.UDP], s.Queries[dnscache.TCP] = 1000, 200
 	s.Replies[0], s.Replies[3], s.Replies[16], s.Replies[23] = 900, 100, 2, 1
 	s.Refreshes, s.Refused = [...]uint64{51, 52, 53, 55}, 54
-	s.Guessed, s.Collapsed = 56, 57
+	s.Guesses, s.GuessesUsed, s.Collapsed = 58, 56, 57
 	s.Cache[0] = dnscache.CacheStats{Hits: 21, Misses: 22, Stale: 25, Success: 23, Denial: 24}
 	s.Cache[1] = dnscache.CacheStats{Hits: 31, Misses: 32, Stale: 35, Success: 33, Denial: 34}
 	s.Cache[2] = dnscache.CacheStats{Hits: 41, Misses: 42, Stale: 45, Success: 43, Denial: 44}
@@ -102,12 +102,15 @@ nodelocaldns_replies_total{rcode="NXDOMAIN"} 100
 nodelocaldns_replies_total{rcode="REFUSED"} 0
 nodelocaldns_replies_total{rcode="SERVFAIL"} 0
 nodelocaldns_replies_total{rcode="other"} 1
-# HELP nodelocaldns_search_collapsed_total Queries denied because there is no service that their name lies below.
+# HELP nodelocaldns_search_collapsed_total Queries denied from the cache because there is no service that their name lies below.
 # TYPE nodelocaldns_search_collapsed_total counter
 nodelocaldns_search_collapsed_total 57
-# HELP nodelocaldns_search_used_total Of the names of a search path asked for ahead, how many a client has asked for after all.
-# TYPE nodelocaldns_search_used_total counter
-nodelocaldns_search_used_total 56
+# HELP nodelocaldns_search_guesses_total Names of search paths that were asked for before a client did.
+# TYPE nodelocaldns_search_guesses_total counter
+nodelocaldns_search_guesses_total 58
+# HELP nodelocaldns_search_guesses_used_total Of these, those that a client has asked for after all.
+# TYPE nodelocaldns_search_guesses_used_total counter
+nodelocaldns_search_guesses_used_total 56
 # HELP nodelocaldns_shed_total Queries answered SERVFAIL because too many questions were under way.
 # TYPE nodelocaldns_shed_total counter
 nodelocaldns_shed_total 10

@@ -47,6 +47,7 @@ type Admission struct {
 	Source  uint8         // the caller's number for who has replied; 0: not known
 	Took    time.Duration // from the question to the reply
 	Guessed bool          // no client has asked for it yet
+	Onward  bool          // when one does, it can be told what the client asks for next
 
 	whole bool // see MakeWhole
 

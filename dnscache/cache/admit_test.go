@@ -245,7 +245,7 @@ func TestADenialIsWholeWithoutItsProof(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.MakeWhole()
+	a.MakeWhole([]byte("\x07example\x00"))
 	e := NewEntry(key, a, 0, 0)
 	if got, want := served(t, key, a), shown(t, "authority example. 4 "+soa+"4"); !e.Whole() || got != want {
 		t.Errorf("whole: %v\n%s\nwant\n%s", e.Whole(), got, want)

@@ -175,7 +175,7 @@ func (s *recordSet) rewrite(msg []byte, start int, drop []bool) ([]byte, error) 
 }
 
 // pointsBefore reports whether the name at off, which is one, has no pointer
-// or one to before start.
+// or one to the question's name, which ends before start.
 func pointsBefore(msg []byte, off, start int) bool {
 	end := wire.SkipName(msg, off)
 	if end-off < pointerLen {
@@ -185,8 +185,18 @@ func pointsBefore(msg []byte, off, start int) bool {
 	for msg[off] != 0 && msg[off] < pointer>>8 {
 		off += 1 + int(msg[off])
 	}
-	return msg[off] == 0 || int(last&^pointer) < start
+	if msg[off] == 0 {
+		return true
+	}
+	for label := wire.HeaderLen; label < start-questionFixed; label += 1 + int(msg[label]) {
+		if label == int(last&^pointer) {
+			return true
+		}
+	}
+	return false
 }
+
+const questionFixed = 4 // type and class, behind the question's name
 
 // find is where a name stands in one of targets, whole or as its end; 0 if in none.
 func find(msg []byte, targets []int, name []byte) int {

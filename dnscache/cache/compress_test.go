@@ -3,8 +3,10 @@ package cache
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 
@@ -118,12 +120,16 @@ func TestPointersIntoWhatChangesAreResolved(t *testing.T) {
 			record([]byte{0xC0, 12}, wire.TypeCNAME, 9, 0xC0, first+12),
 			record([]byte{0xC0, first + 12}, wire.TypeA, 9, 10, 0, 0, 2),
 		}, "answer a. 9 TYPE65280 \\# 3 016200\nanswer a. 9 CNAME b.\nanswer b. 9 A 10.0.0.2"},
+		{"into the class of the question, and from there into a TTL and on to the end of OPT's name", [][]byte{
+			record([]byte{0xC0, 12}, wire.TypePTR, 9, 0xC0, first-1),
+		}, `answer a. 9 PTR \192.\000\012\000\001\000\000\000\009\000\002\192\018.`},
 	} {
-		reply := wire.AppendHeader(nil, 0, wire.FlagQR, 1, uint16(len(tt.records)), 0, 0)
+		reply := wire.AppendHeader(nil, 0, wire.FlagQR, 1, uint16(len(tt.records)), 0, 1)
 		reply = append(reply, 1, 'a', 0, 0, 1, 0, 1)
 		for _, r := range tt.records {
 			reply = append(reply, r...)
 		}
+		reply = wire.AppendOPT(reply, wire.NoError, false, wire.EDENone)
 		key := keyOf(t, "a.", wire.TypeA)
 		a, err := Admit(key, reply, Caps{30, 30})
 		if err != nil {
@@ -132,12 +138,21 @@ func TestPointersIntoWhatChangesAreResolved(t *testing.T) {
 		e := NewEntry(key, a, 0, 0)
 		q := wire.Query{Question: []byte{1, 'a', 0, 0, 1, 0, 1}}
 		e.AppendReply(nil, &q, 0, wire.MaxMessage)
-		got, err := dnstest.Format(e.AppendReply(nil, &q, 0, wire.MaxMessage))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, got, _ := strings.Cut(got, "\n"); got != tt.want {
-			t.Errorf("%s: served\n%s\nwant\n%s", tt.what, got, tt.want)
+		for at, ttl := range map[time.Duration]string{0: " 9 ", 2 * time.Second: " 7 "} {
+			got, err := dnstest.Format(e.AppendReply(nil, &q, at, wire.MaxMessage))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, got, _ := strings.Cut(got, "\n"); sortedLines(got) != sortedLines(strings.ReplaceAll(tt.want, " 9 ", ttl)) {
+				t.Errorf("%s: served after %v\n%s\nwant\n%s", tt.what, at, got, tt.want)
+			}
 		}
 	}
+}
+
+// sortedLines is a text whose lines may come in any order, as addresses do that go round.
+func sortedLines(s string) string {
+	lines := strings.Split(s, "\n")
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
 }

@@ -39,11 +39,12 @@ type Entry struct {
 
 // What Entry.marks holds.
 const (
-	markUsed  uint32 = 1 << iota // asked for since the eviction hand last came by
-	markBegun                    // a refresh ahead of expiry was begun, or refused
-	markStale                    // in its shard's list of stale entries; changes under the shard's lock
-	markGuess                    // no client has asked for it yet
-	markHit                      // the lowest bit of how often it was hit since it was stored
+	markUsed   uint32 = 1 << iota // asked for since the eviction hand last came by
+	markBegun                     // a refresh ahead of expiry was begun, or refused
+	markStale                     // in its shard's list of stale entries; changes under the shard's lock
+	markGuess                     // no client has asked for it yet
+	markOnward                    // see Admission.Onward
+	markHit                       // the lowest bit of how often it was hit since it was stored
 )
 
 // The flags of a kind.
@@ -102,9 +103,7 @@ func NewEntry(key []byte, a Admission, zone uint8, now time.Duration) *Entry {
 		// that cost can charge for it.
 		data: slices.Grow([]byte(nil), len(key)+len(a.body)+2*len(a.ttls)),
 	}
-	if a.Guessed {
-		e.marks.Store(markGuess)
-	}
+	e.marks.Store(guessMarks(a.Guessed, a.Onward))
 	e.data = append(e.data, key...)
 	e.data = append(e.data, a.body...)
 	for _, off := range a.ttls {
@@ -178,7 +177,7 @@ func (e *Entry) Ending(now time.Duration, percent int) bool {
 
 // Hit notes that a client was answered from the entry, and says how often that
 // has happened since it was stored: up to enough, beyond which it does not
-// count and writes nothing. enough is below 1<<28. Of hits at the same instant
+// count and writes nothing. enough is below 1<<27. Of hits at the same instant
 // one at least is counted.
 func (e *Entry) Hit(enough int) int {
 	m := e.marks.Load()
@@ -193,10 +192,25 @@ func (e *Entry) Hit(enough int) int {
 // Hits is how often Hit was called.
 func (e *Entry) Hits() int { return int(e.marks.Load() / markHit) }
 
-// Wanted is true once for an entry that was guessed (Admission.Guessed): for who
-// answers a client from it first.
-func (e *Entry) Wanted() bool {
-	return e.marks.Load()&markGuess != 0 && e.marks.And(^markGuess)&markGuess != 0
+// Wanted says once what an Admission says of a guess: to who answers a client from it
+// first.
+func (e *Entry) Wanted() (guessed, onward bool) {
+	const both = markGuess | markOnward
+	if e.marks.Load()&both == 0 {
+		return false, false
+	}
+	m := e.marks.And(^both)
+	return m&markGuess != 0, m&markOnward != 0
+}
+
+func guessMarks(guessed, onward bool) (m uint32) {
+	if guessed {
+		m |= markGuess
+	}
+	if onward {
+		m |= markOnward
+	}
+	return m
 }
 
 // Begun reports whether Begin was called.

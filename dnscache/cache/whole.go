@@ -11,7 +11,9 @@ import (
 // question says something else in a reply to another question. It changes nothing where
 // there are other records, or upstream says that it validated: proofs (NSEC) are about
 // the name that was asked for, and AD is not to be invented for others (RFC 6840 5.8).
-func (a *Admission) MakeWhole() {
+// Nor where the SOA is not zone's, in wire form and lower case: that is the word of
+// somebody who denies a type, or forwards, and not of who knows the services.
+func (a *Admission) MakeWhole(zone []byte) {
 	reply := a.reply
 	if a.counts != [3]uint16{authoritySection: 1} || a.Class == Success || a.AD {
 		return
@@ -21,6 +23,9 @@ func (a *Admission) MakeWhole() {
 		return
 	}
 	owner, _ := wire.AppendName(nil, reply, soa.Name)
+	if string(owner) != string(zone) {
+		return
+	}
 	ttl := len(owner) + 4
 	body := append(owner, reply[soa.TTLOffset()-4:soa.Data]...)
 	data := len(body)
@@ -36,8 +41,9 @@ func (a *Admission) MakeWhole() {
 func (e *Entry) Whole() bool { return e.kind.flags()&flagWhole != 0 }
 
 // Below makes the entry for a name below that of a Whole one, which expires when it
-// does. One that is not to be kept is Uncached. guessed is as Admission.Guessed.
-func (e *Entry) Below(key []byte, keep, guessed bool) *Entry {
+// does, and is not refreshed before. One that is not to be kept is Uncached. guessed and
+// onward are as in an Admission.
+func (e *Entry) Below(key []byte, keep, guessed, onward bool) *Entry {
 	class := e.Class()
 	if !keep {
 		class = Uncached
@@ -46,9 +52,7 @@ func (e *Entry) Below(key []byte, keep, guessed bool) *Entry {
 		stored: e.stored, ttl: e.ttl, keyLen: uint16(len(key)), bodyLen: e.bodyLen, counts: e.counts, rotate: e.rotate,
 		ede: e.ede, rcode: e.rcode, kind: newKind(class, e.Zone(), e.kind.flags()&^flagWhole), took: e.took, source: e.source,
 	}
-	if guessed {
-		b.marks.Store(markGuess)
-	}
+	b.marks.Store(markBegun | guessMarks(guessed, onward))
 	b.data = append(append(b.data, key...), e.data[e.keyLen:]...)
 	return b
 }
