@@ -30,7 +30,7 @@ func (c clash) like(kinds ...string) bool { return slices.Contains(kinds, c.kind
 // rcodes reports whether these are our response code and theirs.
 func (c clash) rcodes(ours, theirs int) bool { return c.ours.rcode == ours && c.theirs.rcode == theirs }
 
-// The others. Ours without collapseSearch, and with randomizeCase, differs in nothing.
+// The others. Ours without searchPath.collapse, and with randomizeCase, differs in nothing.
 const (
 	untuned = "ours, untuned"
 	unbound = "unbound"

@@ -220,11 +220,11 @@ func TestDifferences(t *testing.T) {
 		hits += z.Hits
 	}
 	t.Logf("%d replies of each were compared; of ours %d came from the cache, %d from a denial of the service; %d questions were guessed\n%s",
-		len(rounds), hits, st.Collapsed, st.Guessed, report(met))
+		len(rounds), hits, st.Collapsed, st.Guesses, report(met))
 	if *count < enough {
 		return
 	}
-	if hits == 0 || st.Collapsed == 0 || st.Guessed == 0 {
+	if hits == 0 || st.Collapsed == 0 || st.GuessesUsed == 0 {
 		t.Error("the run has missed the cache, or what makes the search path cheaper")
 	}
 	for i, k := range classes {
