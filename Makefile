@@ -18,7 +18,7 @@ OUTAGETIME  ?= 1m
 KEEP        ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build package run node test test-cluster promises bench bench-quick bench-parts check lint fuzz clean
+.PHONY: help build package run node test test-cluster promises bench bench-quick bench-micro bench-parts check lint fuzz clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -64,8 +64,13 @@ bench: bench-parts ## measures what a query costs ours and each peer that is ins
 	PATH=$(CURDIR)/bin:$$PATH:/usr/sbin:/sbin bin/bench -micro bin/micro.txt
 
 bench-quick: bench-parts ## does so for the main cases, once, in two minutes (root)
-	test/bench/micro >bin/micro.txt
+	$(MAKE) bench-micro
 	PATH=$(CURDIR)/bin:$$PATH:/usr/sbin:/sbin bin/bench -quick -micro bin/micro.txt
+
+bench-micro: ## measures the parts of a query's way in Go, and compares them with test/bench/micro.txt
+	mkdir -p bin
+	test/bench/micro >bin/micro.txt
+	go tool -modfile=test/tools/benchstat/go.mod benchstat before=test/bench/micro.txt now=bin/micro.txt
 
 bench-parts: build
 	@test/setup.sh bench
