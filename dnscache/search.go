@@ -31,10 +31,11 @@ import (
 // _tcp.web.shop.svc.cluster.local, and has names below it.
 //
 // And while the client is told that there is no such name, the others are asked for
-// already: the services' name, and once it asks for that and is denied it the domain's
-// and the name itself, all of them for A and AAAA. So it waits for three questions, not for eight
-// or, where it asks for both at once, four. A name that may be that of a service, such
-// as web.shop, goes to nobody outside of the cluster before kube-dns has denied it.
+// already: the services' name, and once the client has asked for that and it is denied,
+// the domain's and the name itself, all of them for A and AAAA. So it waits for three
+// questions, not for eight, or for four where it asks for both types at once. A name
+// that may be that of a service, such as web.shop, goes to nobody outside of the cluster
+// before kube-dns has denied it.
 //
 // searchPath are the names that this is about.
 type searchPath struct {
