@@ -30,6 +30,10 @@ const (
 	standing = 64 << 10
 	// leastShare is what a client may always ask, in a window: 100 names a second.
 	leastShare = 2
+	// leastFlood is how many names all clients must have asked for in a window for that
+	// to be why there is a line: 5,000 a second. Of fewer no CPU is full, and where hits
+	// alone are too many, refusing the few that are none helps nobody.
+	leastFlood = 100
 	// burstShares is how many windows' share a client may ask at once.
 	burstShares = 16
 	// growEvery is how often the limit is raised while there is no line, by a
@@ -86,9 +90,15 @@ func (s *shares) tick(now time.Duration, behind bool) {
 	limit := s.limit.Load()
 	switch {
 	case s.behind:
+		all := uint32(0)
 		if limit == 0 { // what the busiest has asked
 			for i := range s.counts {
-				limit = max(limit, s.counts[i].Load())
+				n := s.counts[i].Load()
+				limit, all = max(limit, n), all+n
+			}
+			if all < leastFlood {
+				limit = 0
+				break
 			}
 		}
 		if s.rest == 0 {
@@ -96,6 +106,9 @@ func (s *shares) tick(now time.Duration, behind bool) {
 		}
 		s.set(max(limit/4, leastShare), now)
 	case limit == 0:
+	case now-s.end >= forgetAfter: // nothing has come for so long
+		s.set(0, now)
+		s.rest = 0
 	case s.rest > 0:
 		s.set(max(limit, s.rest), now)
 		s.rest = 0

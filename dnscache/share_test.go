@@ -142,11 +142,18 @@ func TestAMomentInWhichNothingIsReadIsSoonOver(t *testing.T) {
 // When the flood is over, and with it all queries over UDP.
 func TestALimitEndsWithoutPackets(t *testing.T) {
 	s := newShares()
+	apart(t, s, crowd{address(1): 0, address(2): 0})
 	now := time.Hour
-	for range 5 {
-		s.tick(now, true)
-		now += window
+	flood := func() {
+		for range 5 {
+			for range leastFlood {
+				s.admit(address(2), now)
+			}
+			s.tick(now, true)
+			now += window
+		}
 	}
+	flood()
 	refused := 0
 	for range 200 { // over TCP, 90 a second
 		now += time.Second / 90
@@ -159,10 +166,7 @@ func TestALimitEndsWithoutPackets(t *testing.T) {
 		t.Errorf("%d were refused, and the limit is %d", refused, s.limit.Load())
 	}
 	// Nobody has asked for a second, and then somebody for as much as he may at once.
-	for range 5 {
-		s.tick(now, true)
-		now += window
-	}
+	flood()
 	for range burstShares * leastShare {
 		s.admit(address(1), now)
 	}
@@ -176,6 +180,28 @@ func TestALimitEndsWithoutPackets(t *testing.T) {
 		if !s.admit(address(1), now) {
 			t.Fatal("refused a second later")
 		}
+	}
+	// When nothing has come for a second, the first may ask for as much as ever.
+	flood()
+	now += forgetAfter + window
+	s.tick(now, false)
+	if n := s.limit.Load(); n != 0 {
+		t.Errorf("the limit is %d after a pause", n)
+	}
+}
+
+// Hits alone may be too many. Those few who ask for something else are not why.
+func TestALineOfHitsIsNoFlood(t *testing.T) {
+	s := newShares()
+	now := time.Hour
+	for range 500 {
+		for range leastFlood - 1 {
+			if !s.admit(address(1), now) {
+				t.Fatal("a name was refused")
+			}
+		}
+		s.tick(now, true)
+		now += window
 	}
 }
 
