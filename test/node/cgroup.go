@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -75,6 +76,32 @@ func inherit(parent, dir string) {
 			_ = os.WriteFile(filepath.Join(parent, "cgroup.subtree_control"), []byte("+"+c), 0)
 		}
 	}
+}
+
+// stopGroup stops the processes of a control group, and of all below it, that are in
+// the process namespace of leader, but leader itself.
+func stopGroup(name string, leader int) {
+	namespace := func(pid int) string {
+		link, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid))
+		return link
+	}
+	roots, err := hierarchies()
+	if err != nil {
+		return
+	}
+	theirs := namespace(leader)
+	_ = filepath.WalkDir(filepath.Join(roots[0], name), func(file string, _ fs.DirEntry, err error) error {
+		if err != nil || filepath.Base(file) != "cgroup.procs" {
+			return nil // it has gone, and its processes with it
+		}
+		pids, _ := os.ReadFile(file)
+		for _, word := range strings.Fields(string(pids)) {
+			if pid, err := strconv.Atoi(word); err == nil && pid > 0 && pid != leader && namespace(pid) == theirs {
+				_ = unix.Kill(pid, unix.SIGSTOP)
+			}
+		}
+		return nil
+	})
 }
 
 // removeGroups removes the control group of a name and all below it from every

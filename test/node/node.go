@@ -338,7 +338,10 @@ func (n *Node) Cut() error {
 	if n.leader == 0 {
 		return nil
 	}
-	// The kernel kills all others of a process namespace with its first one.
+	// The kernel kills all others of a process namespace with its first one, but only
+	// when that has closed its files: until then they run, and hear that systemd is gone,
+	// which nobody hears of a power cut.
+	stopGroup(n.group(), n.leader)
 	if err := unix.Kill(n.leader, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("cutting the power of node %s: %w", n.Name, err)
 	}
