@@ -97,7 +97,6 @@ func (s *shares) tick(now time.Duration, behind bool) {
 				limit, all = max(limit, n), all+n
 			}
 			if all < leastFlood {
-				limit = 0
 				break
 			}
 		}
