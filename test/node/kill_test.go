@@ -113,7 +113,11 @@ func (k *killer) follow(parent, number int) error {
 			err := k.event(int(e.Pid), parent, number)
 			answer := binary.NativeEndian.AppendUint32(nil, uint32(e.Fd))
 			_, werr := k.events.Write(binary.NativeEndian.AppendUint32(answer, unix.FAN_ALLOW))
-			if err := errors.Join(err, werr, unix.Close(int(e.Fd))); err != nil {
+			err = errors.Join(err, unix.Close(int(e.Fd)))
+			if errors.Is(werr, os.ErrClosed) {
+				return err // who asked has ended, or goes on by that
+			}
+			if err := errors.Join(err, werr); err != nil {
 				return err
 			}
 		}
