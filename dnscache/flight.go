@@ -58,13 +58,13 @@ func clientsOf(waiters []waiter) (n uint64) {
 }
 
 func isClient(p peer) bool {
-	_, flight := p.(above)
+	_, flight := p.(lower)
 	return !flight
 }
 
 // forNobody reports whether a peer is a flight that no client waits for.
 func forNobody(p peer) bool {
-	a, flight := p.(above)
+	a, flight := p.(lower)
 	return flight && a.nobody
 }
 
@@ -90,7 +90,7 @@ type flight struct {
 	unasked uint8 // of the entry that comes of it, unless somebody asks meanwhile
 	asked   bool  // somebody has
 	onward  bool  // others are asked for if a client wants it and it is denied, see searchOn
-	above   bool  // begun for a flight that was begun for nobody
+	upper   bool  // begun for another flight that was begun for nobody
 	denied  bool  // by the service above, without a question of its own
 
 	client       netip.Addr // whose it is, see holders,
@@ -174,7 +174,7 @@ func (s *Server) join(key []byte, q *wire.Query, p peer) {
 		return
 	}
 	if forNobody(p) {
-		s.joinForNobody(st, rt, key, q, p.(above), e, now)
+		s.joinForNobody(st, rt, key, q, p.(lower), e, now)
 		return
 	}
 	var shed []waiter
@@ -330,7 +330,7 @@ func (f *flights) ended(fl *flight, spared bool) {
 	if fl.refresh {
 		f.refreshing--
 		switch {
-		case fl.denied, spared && fl.above: // nothing was asked, and of the latter nothing paid
+		case fl.denied, spared && fl.upper: // nothing was asked, and of the latter nothing paid
 		case !spared:
 			f.refreshes[fl.why]++
 		case fl.why == refreshSearch:

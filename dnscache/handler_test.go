@@ -51,7 +51,13 @@ func addresses(n int) exchangerFunc {
 // offline is a server without sockets.
 func offline(t testing.TB, up upstream.Exchanger) *Server {
 	t.Helper()
-	s, err := New(testConfig(kubeDNS), Deps{
+	return configured(t, testConfig(kubeDNS), up)
+}
+
+// configured is offline with another configuration.
+func configured(t testing.TB, cfg Config, up upstream.Exchanger) *Server {
+	t.Helper()
+	s, err := New(cfg, Deps{
 		Log:       slog.New(slog.DiscardHandler),
 		Exchanger: func(netip.AddrPort, Proto) upstream.Exchanger { return up },
 	})

@@ -122,7 +122,7 @@ func (s *Server) askAbove(st *state, fl *flight) *cache.Entry {
 	}
 	f := &s.flights
 	f.mu.Lock()
-	a := above{make(chan told, 1), fl.client, !fl.held, fl.why}
+	a := lower{make(chan told, 1), fl.client, !fl.held, fl.why}
 	f.mu.Unlock()
 	s.join(key, &wire.Query{}, a)
 	enough := make(chan struct{})
@@ -142,7 +142,7 @@ func (s *Server) askAbove(st *state, fl *flight) *cache.Entry {
 
 // joinForNobody begins the flight that another one waits for which was begun for nobody:
 // it takes the place of no client's, either. flights.mu is held; it is released.
-func (s *Server) joinForNobody(st *state, rt *route, key []byte, q *wire.Query, p above, e *cache.Entry, now time.Duration) {
+func (s *Server) joinForNobody(st *state, rt *route, key []byte, q *wire.Query, p lower, e *cache.Entry, now time.Duration) {
 	f := &s.flights
 	if f.refreshing >= maxRefreshes {
 		f.mu.Unlock()
@@ -150,24 +150,24 @@ func (s *Server) joinForNobody(st *state, rt *route, key []byte, q *wire.Query, 
 		return
 	}
 	fl := s.beginForNobody(st, rt, key, e, now, p.why)
-	fl.above = true
+	fl.upper = true
 	fl.waiters = []waiter{{peer: p, since: now}}
 	f.mu.Unlock()
 	go s.fly(fl)
 }
 
-// above is a flight that waits for word of the name above its own. It is no client: who
-// waits for it is counted there.
-type above struct {
+// A lower flight waits for word of the name above its own. It is no client: who waits
+// for it is counted there.
+type lower struct {
 	word   chan told // has room for it
 	from   netip.Addr
 	nobody bool // no client waits for that flight, which was begun for the reason
 	why    int
 }
 
-func (a above) client() netip.Addr { return a.from }
+func (a lower) client() netip.Addr { return a.from }
 
-func (a above) deliver(_ *wire.Query, t told, _ time.Duration) { a.word <- t }
+func (a lower) deliver(_ *wire.Query, t told, _ time.Duration) { a.word <- t }
 
 // services are keys of services that are there, most likely: those of the names below
 // them that were asked for lately. Where one has gone its names' own denials tell.
@@ -343,7 +343,7 @@ func newGuesses() bucket { return bucket{idle: guessIdle, burst: guessBurst, tok
 // guessed reports whether a flight is for what no client has asked for yet. flights.mu
 // is held.
 func (fl *flight) guessed() bool {
-	return fl.refresh && fl.why == refreshSearch && !fl.above && !fl.asked
+	return fl.refresh && fl.why == refreshSearch && !fl.upper && !fl.asked
 }
 
 // wanted reports whether a client has asked for it. flights.mu is held.

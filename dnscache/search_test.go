@@ -2,9 +2,7 @@ package dnscache
 
 import (
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
-	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -105,18 +103,10 @@ func collapsing(t testing.TB, collapse bool, up upstream.Exchanger) *Server {
 	t.Helper()
 	cfg := testConfig(kubeDNS)
 	cfg.CollapseSearch = collapse
-	s, err := New(cfg, Deps{
-		Log:       slog.New(slog.DiscardHandler),
-		Exchanger: func(netip.AddrPort, Proto) upstream.Exchanger { return up },
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.stop)
-	return s
+	return configured(t, cfg, up)
 }
 
-// told is what a server tells a client.
+// toldBy is what a server tells a client.
 func toldBy(t *testing.T, s *Server, pkt []byte) *dns.Msg {
 	t.Helper()
 	var q question
@@ -286,4 +276,57 @@ func TestAFloodOfNamesBelowServicesTakesNothingThatOthersShare(t *testing.T) {
 		close(block)
 		s.flights.running.Wait()
 	})
+}
+
+// Where what has expired is to be served each name needs a denial of its own.
+func TestDenialsThatAreServedExpiredAreNotCollapsed(t *testing.T) {
+	cfg := testConfig(kubeDNS)
+	cfg.CollapseSearch = true
+	if newSearchPath(cfg) == nil {
+		t.Error("it is off")
+	}
+	cfg.Cluster.Stale.Denial = true
+	if newSearchPath(cfg) != nil {
+		t.Error("it is on where expired denials are served")
+	}
+}
+
+// How long upstream took is not how long the service's name took before.
+func TestTheWaitForAServiceIsNotItsNamesUpstream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const takes = 20 * time.Millisecond
+		s := collapsing(t, true, exchangerFunc(func(q *dns.Msg) *dns.Msg {
+			time.Sleep(takes)
+			return kubernetes(q)
+		}))
+		pkt := packet(t, "db-0.db.shop.svc.cluster.local.", "A")
+		toldBy(t, s, pkt)
+		s.flights.running.Wait()
+		var q question
+		q.read(pkt)
+		if took := s.cache.Get(q.key).Took(); took < takes-time.Millisecond || took > takes {
+			t.Errorf("the entry says %v, upstream took %v", took, takes)
+		}
+	})
+}
+
+// Where no more may be guessed nothing is made ready for it, either.
+func TestWhatMayNotBeGuessedCostsNothing(t *testing.T) {
+	s := collapsing(t, true, exchangerFunc(kubernetes))
+	toldBy(t, s, packet(t, "www.example.com.shop.svc.cluster.local.", "A"))
+	s.flights.running.Wait()
+	pkt := packet(t, "other.example.com.shop.svc.cluster.local.", "A")
+	now := s.now()
+	s.flights.guesses = bucket{at: now}
+	var q question
+	out := make([]byte, 0, wire.MaxUDP)
+	answer := func() {
+		if _, o := s.answer(&s.streamC, &q, pkt, out, 0, now); o != replied {
+			t.Fatalf("outcome %v", o)
+		}
+	}
+	answer() // finds out
+	if n := testing.AllocsPerRun(100, answer); n != 0 || s.Stats().Refused == 0 {
+		t.Errorf("%v allocations, %d refused", n, s.Stats().Refused)
+	}
 }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -43,15 +41,7 @@ func staleServer(t testing.TB, up upstream.Exchanger) *Server {
 		z.Stale = Stale{For: time.Hour, AnswerTTL: 30 * time.Second, ClientTimeout: 400 * time.Millisecond}
 	}
 	cfg.Prefetch = Prefetch{At: 10, MinHits: 1}
-	s, err := New(cfg, Deps{
-		Log:       slog.New(slog.DiscardHandler),
-		Exchanger: func(netip.AddrPort, Proto) upstream.Exchanger { return up },
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.stop)
-	return s
+	return configured(t, cfg, up)
 }
 
 func TestAReplyThatHasExpiredAllocatesNothing(t *testing.T) {

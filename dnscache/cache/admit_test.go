@@ -245,6 +245,11 @@ func TestADenialIsWholeWithoutItsProof(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	other := a
+	other.MakeWhole([]byte("\x05local\x00"))
+	if NewEntry(key, other, 0, 0).Whole() {
+		t.Error("whole by the SOA of another zone")
+	}
 	a.MakeWhole([]byte("\x07example\x00"))
 	e := NewEntry(key, a, 0, 0)
 	if got, want := served(t, key, a), shown(t, "authority example. 4 "+soa+"4"); !e.Whole() || got != want {
