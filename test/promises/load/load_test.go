@@ -73,8 +73,9 @@ func TestEveryQueryIsRecordedAndJudged(t *testing.T) {
 			}
 			last = q.At
 		}
-		if len(ports) != 33 {
-			t.Errorf("%s: asked from %d ports, want those of 3 kept sockets and 30 fresh ones", proto, len(ports))
+		// A fresh socket may be given the port of one that is closed.
+		if n := len(ports); n < 28 || n > 33 {
+			t.Errorf("%s: asked from %d ports, want those of 3 kept sockets and 30 fresh ones", proto, n)
 		}
 	}
 }
