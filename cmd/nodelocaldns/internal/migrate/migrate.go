@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"nodelocaldns/cmd/nodelocaldns/internal/config"
 	"nodelocaldns/cmd/nodelocaldns/internal/corefile"
@@ -32,6 +33,10 @@ const (
 	// The LocalDNS of AKS has the servers of the virtual network in its place.
 	holdVnet = "Vnet_Dns_Servers"
 )
+
+// nodeCacheTTL is for how long node-cache keeps replies of the stub domains in
+// kube-dns's ConfigMap (defaultTTL in cmd/node-cache/app/configmap.go).
+const nodeCacheTTL = 30 * time.Second
 
 // A kind of zone is one that has settings of its own, or a stub domain.
 type kind int
@@ -127,6 +132,9 @@ func Import(sources []Source) (config.Config, Report, error) {
 		}
 	}
 	im.kubeDNS()
+	if f.corefile != nil {
+		im.unreversed()
+	}
 	for _, e := range f.others {
 		im.report.add(Item{e.file, []int{e.line}, "data." + clip(e.key), Lost, "not read: what imports it, or is made of it, is not known"})
 	}
@@ -655,6 +663,9 @@ func (im *importer) kubeDNS() {
 			im.addStub(name, servers)
 			item.Verdict, item.Text = Taken, fmt.Sprintf("stubDomains: {%s: [%s]}", name, spell(servers))
 			im.report.add(item)
+			if have := im.cfg.Zones.External.Success; f.corefile != nil && have.MaxTTL != nodeCacheTTL {
+				lose("node-cache kept it for %s; a stub domain has no setting of its own: zones.external.success is %s for it too", nodeCacheTTL, spellLimits(have))
+			}
 		}
 	}
 	if len(f.nameservers) == 0 {
@@ -674,6 +685,22 @@ func (im *importer) kubeDNS() {
 		im.cfg.Upstreams = dnscache.Upstreams{Source: dnscache.ServerList, Servers: servers}
 		item.Verdict, item.Text = Taken, fmt.Sprintf("upstreams: [%s]", spell(servers))
 		im.report.add(item)
+	}
+}
+
+// unreversed reports the reverse zones that had no block, and so were served as
+// other names are. Here they have zones.reverse, and kube-dns is asked.
+func (im *importer) unreversed() {
+	z := im.cfg.Zones
+	served := func(name string) bool {
+		return im.hasStub(name) || slices.ContainsFunc(im.blocks, func(b *block) bool {
+			return slices.ContainsFunc(b.zones, func(z zone) bool { return z.name == name })
+		})
+	}
+	alike := im.cfg.Upstreams.Source == dnscache.KubeDNS && z.Reverse.Success == z.External.Success && z.Reverse.Denial == z.External.Denial
+	missing := slices.DeleteFunc([]string{"in-addr.arpa", "ip6.arpa"}, served)
+	if len(missing) > 0 && served(".") && !alike {
+		im.tell(0, "no block for "+strings.Join(missing, ", "), Lost, "reverse names went the way of all others; here kube-dns is asked for them, and zones.reverse has their TTLs: stubDomains sends them elsewhere")
 	}
 }
 
