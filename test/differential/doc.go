@@ -12,4 +12,7 @@
 // or the test fails. To see the classes and how often each was met:
 //
 //	go test -v -run TestDifferences ./test/differential -args -seed=1 -questions=10000
+//
+// imported_test.go compares with CoreDNS what config import makes of each Corefile
+// that it is tested with: alike but where its report says otherwise.
 package differential

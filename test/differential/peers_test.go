@@ -241,7 +241,7 @@ func writeFile(t *testing.T, name, text string) {
 // has said that it does.
 func start(t *testing.T, ready string, command func(at netip.AddrPort, dir string) *exec.Cmd) netip.AddrPort {
 	t.Helper()
-	var out strings.Builder
+	var said []string
 	for range 5 { // somebody else may have taken the port meanwhile
 		c, l, err := loopback()
 		if err != nil {
@@ -249,40 +249,52 @@ func start(t *testing.T, ready string, command func(at netip.AddrPort, dir strin
 		}
 		at := netip.MustParseAddrPort(l.Addr().String())
 		_, _ = c.Close(), l.Close()
-		cmd := command(at, t.TempDir())
-		r, w, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
+		stop, out := launch(t, ready, command(at, t.TempDir()))
+		if stop != nil {
+			t.Cleanup(stop)
+			return at
 		}
-		cmd.Stdout, cmd.Stderr = w, w
-		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		_ = w.Close()
-		lines := bufio.NewScanner(r)
-		for lines.Scan() {
-			fmt.Fprintln(&out, lines.Text())
-			if strings.Contains(lines.Text(), ready) {
-				drained := make(chan struct{})
-				go func() {
-					_, _ = io.Copy(io.Discard, r)
-					close(drained)
-				}()
-				t.Cleanup(func() {
-					_ = cmd.Process.Kill()
-					_ = cmd.Wait()
-					<-drained
-					_ = r.Close()
-				})
-				return at
-			}
-		}
-		_ = cmd.Wait()
-		_ = r.Close()
+		said = append(said, out)
 	}
-	t.Fatalf("it does not start:\n%s", out.String())
+	t.Fatalf("it does not start:\n%s", strings.Join(said, ""))
 	return netip.AddrPort{}
+}
+
+// launch starts a program, and returns what kills it once it has said that it is
+// ready. One that ends before has no stop. said is what it has printed by then.
+func launch(t *testing.T, ready string, cmd *exec.Cmd) (stop func(), said string) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stdout, cmd.Stderr = w, w
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	_ = w.Close()
+	var out strings.Builder
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		fmt.Fprintln(&out, lines.Text())
+		if strings.Contains(lines.Text(), ready) {
+			drained := make(chan struct{})
+			go func() {
+				_, _ = io.Copy(io.Discard, r)
+				close(drained)
+			}()
+			return func() {
+				_ = cmd.Process.Kill()
+				_ = cmd.Wait()
+				<-drained
+				_ = r.Close()
+			}, out.String()
+		}
+	}
+	_ = cmd.Wait()
+	_ = r.Close()
+	return nil, out.String()
 }
 
 // unboundProgram is where unbound is.

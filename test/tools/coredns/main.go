@@ -1,14 +1,11 @@
-// The program coredns is CoreDNS with the plugins of a forwarder that caches, and
-// no others.
+// The program coredns is CoreDNS with the plugins that a node-local cache may
+// have.
 package main
 
 import (
-	_ "github.com/coredns/coredns/plugin/bind"
-	_ "github.com/coredns/coredns/plugin/cache"
-	_ "github.com/coredns/coredns/plugin/errors"
-	_ "github.com/coredns/coredns/plugin/forward"
-
 	"github.com/coredns/coredns/coremain"
+
+	_ "nodelocaldns/test/tools/coredns/plugins"
 )
 
 func main() { coremain.Run() }
