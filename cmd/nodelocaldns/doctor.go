@@ -46,7 +46,7 @@ type doctorCheck struct {
 }
 
 func (a *app) doctorCommand() *cobra.Command {
-	var asJSON bool
+	var asJSON, leftovers bool
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "look for what is, or may become, a trouble on this node; change nothing",
@@ -54,9 +54,17 @@ func (a *app) doctorCommand() *cobra.Command {
 other caches, the network of the pods, the kubelet, conntrack, kube-dns, the
 resolver. Nothing is changed, and nothing is sent but two questions to kube-dns.
 Without root it sees less, and says where. The name of the node is left out.
-Exit 0, also with warnings; 1: a check found an error.`,
-		Args: args(0),
+Exit 0, also with warnings; 1: a check found an error.
+
+With --leftovers it prints, and nothing else, the commands that remove what a
+node-cache of the node-local-dns DaemonSet has left behind: its rules, in every
+iptables, and its device. A shell may read them. It is an error while one runs.`,
+		Example: `  nodelocaldns doctor --leftovers | sh -ex`,
+		Args:    args(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if asJSON && leftovers {
+				return usagef("what --leftovers prints is for a shell", "--json and --leftovers contradict each other")
+			}
 			if err := a.running(cmd); err != nil {
 				return err
 			}
@@ -64,11 +72,30 @@ Exit 0, also with warnings; 1: a check found an error.`,
 			if err != nil {
 				return err
 			}
+			if leftovers {
+				return a.leftovers(e.env)
+			}
 			return a.doctor(cmd.Context(), e, asJSON)
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&leftovers, "leftovers", false, "print the commands that remove what a node-local-dns DaemonSet has left behind")
 	return cmd
+}
+
+// leftovers prints the commands that remove what the DaemonSet has left behind.
+func (a *app) leftovers(e *doctor.Env) error {
+	r, err := e.Leftovers()
+	if err != nil {
+		return err
+	}
+	for _, c := range r.Commands {
+		a.print("%s\n", c)
+	}
+	if r.Kept != "" {
+		a.warn("not all of it: " + r.Kept + ": nodelocaldns apply puts it on a device of ours")
+	}
+	return nil
 }
 
 // doctor prints what e finds.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -106,9 +107,9 @@ func (e *Env) otherCaches(ctx context.Context) []Result {
 	device := slices.ContainsFunc(devices, func(d Device) bool { return d.Name == daemonSetDevice })
 	switch {
 	case len(caches) > 0:
-		out = append(out, warning(off, "the DaemonSet node-local-dns runs here: %s", caches[0])...)
+		out = append(out, warning(off, "the DaemonSet node-local-dns runs here: %s%s", caches[0], e.portsOf(caches[0]))...)
 	case device && err == nil:
-		out = append(out, warning("ip link del "+daemonSetDevice+", once no pod names an address of it", "the device %s of the DaemonSet node-local-dns is there, and no node-cache runs", daemonSetDevice)...)
+		out = append(out, warning(removeHint, "the device %s of the DaemonSet node-local-dns is there, and no node-cache runs", daemonSetDevice)...)
 	case device:
 		out = append(out, info("", "the device %s of the DaemonSet node-local-dns is there", daemonSetDevice)...)
 	}
@@ -130,6 +131,25 @@ func (e *Env) otherCaches(ctx context.Context) []Result {
 		out = append(out, *alone)
 	}
 	return orOK(out, "none")
+}
+
+// nodeCachePorts are those of node-cache, as its manifest has them: DNS, health,
+// metrics, and metrics of what goes wrong when it sets up rules and device.
+var nodeCachePorts = []uint16{53, 8080, 9253, 9353}
+
+// portsOf says which of node-cache's ports p listens on, behind a comma.
+func (e *Env) portsOf(p process) string {
+	var held []string
+	for _, port := range nodeCachePorts {
+		sockets, err := e.Sockets(port)
+		if err == nil && slices.ContainsFunc(sockets, func(s Socket) bool { return e.holder(s) == p.String() }) {
+			held = append(held, strconv.Itoa(int(port)))
+		}
+	}
+	if len(held) == 0 {
+		return ""
+	}
+	return ", on port " + strings.Join(held, ", ")
 }
 
 // localDNS are the addresses of AKS LocalDNS, for the node and for pods. Its

@@ -155,6 +155,30 @@ func (e *Env) daemonSetRuns() (bool, error) {
 	return len(caches) > 0, err
 }
 
+// A foreignRule is one of the DaemonSet's, and where it is.
+type foreignRule struct {
+	place
+	words []string
+}
+
+// command deletes the rule, or the first of several that are equal.
+func (r foreignRule) command() string {
+	return fmt.Sprintf("%s -w %d -t %s -D %s %s", r.program(), notrack.LockTimeout, r.table, r.chain, strings.Join(quoted(r.words), " "))
+}
+
+// nodeCacheRules are the DaemonSet's, by their comment.
+func (r *ruleset) nodeCacheRules() []foreignRule {
+	var out []foreignRule
+	for _, p := range r.places() {
+		for _, rule := range r.in(p) {
+			if strings.HasPrefix(value(rule, "--comment"), nodeCacheComment) {
+				out = append(out, foreignRule{p, rule})
+			}
+		}
+	}
+	return out
+}
+
 // leftovers are rules of a node-cache that was killed: it takes them away only
 // when it ends by itself.
 func (e *Env) leftovers(context.Context) []Result {
@@ -166,16 +190,7 @@ func (e *Env) leftovers(context.Context) []Result {
 	if err != nil {
 		return unseen(err)
 	}
-	left := map[netip.Addr]int{}
-	for _, p := range r.places() {
-		for _, rule := range r.in(p) {
-			if !strings.HasPrefix(value(rule, "--comment"), nodeCacheComment) {
-				continue
-			}
-			a, _ := about(rule)
-			left[a]++
-		}
-	}
+	left := r.nodeCacheRules()
 	if len(left) == 0 {
 		if len(r.tables) == 0 {
 			return nil // no iptables
@@ -183,17 +198,16 @@ func (e *Env) leftovers(context.Context) []Result {
 		return ok("no rule of the DaemonSet node-local-dns")
 	}
 	var where []string
-	n := 0
-	for a, count := range left {
-		where = append(where, a.String())
-		n += count
+	for _, rule := range left {
+		if a, _ := about(rule.words); !slices.Contains(where, a.String()) {
+			where = append(where, a.String())
+		}
 	}
 	slices.Sort(where)
 	if runs {
-		return info("", "%s of the DaemonSet node-local-dns for %s: it runs here and takes them away itself", plural(n, "rule"), strings.Join(where, ", "))
+		return info("", "%s of the DaemonSet node-local-dns for %s: it runs here and takes them away itself", plural(len(left), "rule"), strings.Join(where, ", "))
 	}
-	return warning(`iptables-save | grep "`+nodeCacheComment+`" names them; delete each with iptables -D, once no pod of the DaemonSet is to come back here`,
-		"%s of the DaemonSet node-local-dns for %s left behind: no node-cache runs", plural(n, "rule"), strings.Join(where, ", "))
+	return warning(removeHint, "%s of the DaemonSet node-local-dns for %s left behind: no node-cache runs", plural(len(left), "rule"), strings.Join(where, ", "))
 }
 
 // untrackedKubeDNS is about rules that break the second nameserver of every
@@ -223,7 +237,7 @@ func (e *Env) untrackedKubeDNS(ctx context.Context) []Result {
 			if runs {
 				return info("", "packets to %s are left untracked: node-cache answers there itself", a)
 			}
-			return failure("delete it: "+p.program()+" -t raw -D "+p.chain+" "+strings.Join(quoted(rule), " "),
+			return failure("delete it: "+foreignRule{p, rule}.command(),
 				"a rule leaves packets to kube-dns (%s) untracked, so that kube-proxy does not translate them: %s", a, p)
 		}
 	}

@@ -42,10 +42,10 @@ type Opener func(b Backend, v6 bool) (Tables, error)
 // ErrMissing says that the node has no such iptables program.
 var ErrMissing = errors.New("not installed")
 
-// lockTimeout is how many seconds iptables waits for the xtables lock. kubelet
+// LockTimeout is how many seconds iptables waits for the xtables lock. kubelet
 // and kube-proxy hold it for a second or two on large nodes; without a bound
 // one hung iptables would stop guard for ever.
-const lockTimeout = 5
+const LockTimeout = 5
 
 // System is the Opener of this node.
 //
@@ -69,7 +69,7 @@ func system(b Backend, v6 bool) (*program, error) {
 	if v6 {
 		proto, names = iptables.ProtocolIPv6, "/proc/net/ip6_tables_names"
 	}
-	ipt, err := iptables.New(iptables.IPFamily(proto), iptables.Timeout(lockTimeout), iptables.Path(path))
+	ipt, err := iptables.New(iptables.IPFamily(proto), iptables.Timeout(LockTimeout), iptables.Path(path))
 	if err != nil {
 		return nil, fmt.Errorf("starting %s: %w", path, err)
 	}
