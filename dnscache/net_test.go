@@ -23,14 +23,18 @@ import (
 
 	"nodelocaldns/dnscache/upstream"
 	"nodelocaldns/dnscache/wire"
+	"nodelocaldns/test/ports"
 )
+
+// patience bounds what takes a moment; nothing waits for it that goes well.
+const patience = time.Minute
 
 // until waits for a condition that nobody tells of.
 func until(t *testing.T, what string, holds func() bool) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	limit := time.After(10 * time.Second)
+	limit := time.After(patience)
 	for !holds() {
 		select {
 		case <-tick.C:
@@ -53,16 +57,8 @@ func files(t *testing.T) int {
 // sockets are a UDP socket and a TCP listener on one loopback port.
 func sockets(t *testing.T) (*net.UDPConn, *net.TCPListener, netip.AddrPort) {
 	t.Helper()
-	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	at := netip.MustParseAddrPort(l.Addr().String())
-	c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c, l, at
+	c, l := ports.Listen(t)
+	return c, l, netip.MustParseAddrPort(l.Addr().String())
 }
 
 // serveWith is serve with an upstream in a function. The returned stop ends
@@ -101,7 +97,7 @@ func dial(t *testing.T, network string, at netip.AddrPort) net.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close() })
-	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
 	return c
@@ -664,8 +660,7 @@ func receiveBufferOf(t *testing.T, c *net.UDPConn) int {
 // Whoever reads the counters need not know how far Serve is.
 func TestStatsCanBeReadFromTheBeginning(t *testing.T) {
 	cfg := testConfig(kubeDNS)
-	c, l, at := sockets(t) // finds a free port
-	_, _ = c.Close(), l.Close()
+	at := ports.Free(t)
 	cfg.Listen = []netip.AddrPort{at}
 	up := addresses(1)
 	s, err := New(cfg, Deps{Log: slog.New(slog.DiscardHandler), Exchanger: func(netip.AddrPort, Proto) upstream.Exchanger { return up }})
@@ -695,8 +690,7 @@ func TestStatsCanBeReadFromTheBeginning(t *testing.T) {
 // query left in a socket that is closed would be five seconds of silence.
 func TestNobodyIsLeftWithoutAReplyAtTheEnd(t *testing.T) {
 	cfg := testConfig(kubeDNS)
-	c, l, at := sockets(t) // finds a free port
-	_, _ = c.Close(), l.Close()
+	at := ports.Free(t)
 	cfg.Listen = []netip.AddrPort{at}
 	up := newStuck()
 	s, err := New(cfg, Deps{Log: slog.New(slog.DiscardHandler), Exchanger: func(netip.AddrPort, Proto) upstream.Exchanger { return up }})
@@ -741,8 +735,7 @@ func TestNobodyIsLeftWithoutAReplyAtTheEnd(t *testing.T) {
 // that it is not alone.
 func TestTheNextProcessCanTakeOver(t *testing.T) {
 	cfg := testConfig(kubeDNS)
-	c, l, at := sockets(t) // finds a free port
-	_, _ = c.Close(), l.Close()
+	at := ports.Free(t)
 	cfg.Listen = []netip.AddrPort{at}
 	up := addresses(1)
 	start := func(log io.Writer) (context.CancelFunc, <-chan error) {
@@ -784,9 +777,8 @@ func TestTheNextProcessCanTakeOver(t *testing.T) {
 // address, and a configuration may name more.
 func TestWhereNothingWasHandedOverItBindsItself(t *testing.T) {
 	c, l, at := sockets(t)
-	free, taken, second := sockets(t)
-	_, _ = free.Close(), taken.Close()
 	_ = l.Close() // over TCP none
+	second := ports.Free(t)
 	up := addresses(1)
 	cfg := testConfig(kubeDNS)
 	cfg.Listen = []netip.AddrPort{at, second}

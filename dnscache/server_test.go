@@ -29,15 +29,7 @@ func testConfig(clusterDNS ...netip.AddrPort) Config {
 // and returns it and its address.
 func serve(t *testing.T, cfg Config) (*Server, netip.AddrPort) {
 	t.Helper()
-	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	at := netip.MustParseAddrPort(l.Addr().String())
-	c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
-	if err != nil {
-		t.Fatal(err)
-	}
+	c, l, at := sockets(t)
 	cfg.Listen = []netip.AddrPort{at}
 	s, err := New(cfg, Deps{Packets: []*net.UDPConn{c}, Streams: []*net.TCPListener{l}, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -60,14 +52,7 @@ func serve(t *testing.T, cfg Config) (*Server, netip.AddrPort) {
 // ends.
 func upstreamServer(t *testing.T, h dns.HandlerFunc) netip.AddrPort {
 	t.Helper()
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := net.ListenPacket("udp4", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	c, l, at := sockets(t)
 	for _, srv := range []*dns.Server{{Listener: l, Handler: h}, {PacketConn: c, Handler: h}} {
 		started := make(chan struct{})
 		srv.NotifyStartedFunc = func() { close(started) }
@@ -75,12 +60,12 @@ func upstreamServer(t *testing.T, h dns.HandlerFunc) netip.AddrPort {
 		<-started
 		t.Cleanup(func() { _ = srv.Shutdown() })
 	}
-	return netip.MustParseAddrPort(l.Addr().String())
+	return at
 }
 
 func ask(t *testing.T, network string, server netip.AddrPort, q *dns.Msg) *dns.Msg {
 	t.Helper()
-	c := dns.Client{Net: network, Timeout: 3 * time.Second}
+	c := dns.Client{Net: network, Timeout: patience}
 	r, _, err := c.Exchange(q, server.String())
 	if err != nil {
 		t.Fatalf("%s over %s: %v", q.Question[0].Name, network, err)

@@ -23,6 +23,7 @@ import (
 	"github.com/rogpeppe/go-internal/txtar"
 
 	"nodelocaldns/test/kubedns"
+	"nodelocaldns/test/ports"
 )
 
 // binary is nodelocaldns as it would be shipped.
@@ -136,7 +137,7 @@ func scrape(t *testing.T) map[string]string {
 	}
 	t.Cleanup(upstream.Close)
 	dir := t.TempDir()
-	address, metrics := freeAddress(t), freeAddress(t)
+	address, metrics := ports.Free(t).String(), ports.Free(t).String()
 	_, port, _ := net.SplitHostPort(address)
 	config := fmt.Sprintf(`listen: {addresses: [127.0.0.1], port: %s}
 cluster: {dns: ["%s"]}
@@ -208,22 +209,4 @@ func serve(t *testing.T, dir, config string) {
 			t.Errorf("serve ended with %v:\n%s", err, strings.Join(log, "\n"))
 		}
 	})
-}
-
-// freeAddress is one of 127.0.0.1 that nobody has at the moment, over UDP and
-// TCP.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	for {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		pc, err := net.ListenPacket("udp", l.Addr().String())
-		_ = l.Close()
-		if err == nil {
-			_ = pc.Close()
-			return l.Addr().String()
-		}
-	}
 }

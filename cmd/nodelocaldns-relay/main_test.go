@@ -30,6 +30,7 @@ import (
 	"nodelocaldns/cmd/internal/control"
 	"nodelocaldns/host/facts"
 	"nodelocaldns/host/fsys"
+	"nodelocaldns/test/ports"
 )
 
 // asRelay is set for a process that is the relay: this binary again.
@@ -55,15 +56,8 @@ type kubeDNS struct {
 func startKubeDNS(t testing.TB) *kubeDNS {
 	t.Helper()
 	k := &kubeDNS{}
-	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	packets, streams := ports.Listen(t)
 	k.at = netip.MustParseAddrPort(packets.LocalAddr().String())
-	streams, err := net.Listen("tcp", k.at.String())
-	if err != nil {
-		t.Fatal(err)
-	}
 	handler := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
 		k.asked.Add(1)
 		m := new(dns.Msg)
@@ -116,12 +110,9 @@ func newUnit(t testing.TB, tell facts.Facts) *unit {
 		t.Cleanup(func() { _ = f.Close() })
 		_ = s.(io.Closer).Close()
 	}
-	u.at = "127.0.0.53:0"
+	u.at = netip.AddrPortFrom(netip.MustParseAddr("127.0.0.53"), ports.Free(t).Port()).String()
 	for range 2 {
 		c, err := lc.ListenPacket(t.Context(), "udp4", u.at)
-		if err == nil {
-			u.at = c.LocalAddr().String()
-		}
 		keep(c, err)
 	}
 	l, err := lc.Listen(t.Context(), "tcp4", u.at)
@@ -180,12 +171,7 @@ func (r *running) end() {
 
 func TestARelayAnswersFromTheSocketsItIsHanded(t *testing.T) {
 	k := startKubeDNS(t)
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = free.Close()
-	at := free.Addr().String()
+	at := ports.Free(t).String()
 	servers := []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:1"), k.at} // nobody listens at the first one
 	u := newUnit(t, facts.Facts{Servers: servers, Source: "cluster.dns", Metrics: at})
 	r := u.start()

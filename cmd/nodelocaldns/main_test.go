@@ -26,6 +26,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/rogpeppe/go-internal/txtar"
 	"golang.org/x/sys/unix"
+
+	"nodelocaldns/test/ports"
 )
 
 // The scripts run the real main, and small programs that stand round it.
@@ -109,20 +111,14 @@ func codeCmd(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// ports NAME… sets each variable to a port of 127.0.0.1 that is free over UDP
-// and TCP.
+// ports NAME… sets each variable to a port that is the script's until its end,
+// free over UDP and TCP.
 func portsCmd(ts *testscript.TestScript, _ bool, args []string) {
 	for _, name := range args {
-		for {
-			l, err := net.Listen("tcp", "127.0.0.1:0")
-			ts.Check(err)
-			defer l.Close() // at the end: no port twice
-			if pc, err := net.ListenPacket("udp", l.Addr().String()); err == nil {
-				defer pc.Close()
-				ts.Setenv(name, strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
-				break
-			}
-		}
+		port, release, err := ports.Take()
+		ts.Check(err)
+		ts.Defer(release)
+		ts.Setenv(name, strconv.Itoa(int(port)))
 	}
 }
 

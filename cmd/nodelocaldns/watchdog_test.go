@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"nodelocaldns/dnscache"
+	"nodelocaldns/test/ports"
 )
 
 func TestTheWatchdogIsFedAsLongAsEverySocketIsRead(t *testing.T) {
@@ -125,17 +126,10 @@ func TestTheResolverFeedsTheWatchdogOfSystemd(t *testing.T) {
 	}
 	defer systemd.Close()
 	t.Setenv("NOTIFY_SOCKET", name)
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	pc, l := ports.Listen(t)
+	defer pc.Close()
 	defer l.Close()
 	at := netip.MustParseAddrPort(l.Addr().String())
-	pc, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer pc.Close()
 	var log bytes.Buffer
 	s := &serving{log: slog.New(slog.NewTextHandler(&log, nil)), probe: &prober{[]netip.AddrPort{at}}, resolver: unreadSockets{}}
 	ctx, stop := context.WithCancel(t.Context())
