@@ -552,19 +552,30 @@ func TestBudgetIsHonest(t *testing.T) {
 	}
 	// An address in the cluster, a handful of them, a denial with its SOA, and
 	// a large answer.
+	// What the runtime may take for itself meanwhile: a thread has some kilobytes.
+	const slack = 16 << 10
 	for _, body := range []int{16, 80, 100, 1000} {
 		for _, n := range []int{1000, 28000, 60000} {
-			before := heap()
-			c := New(allZones(Limit{plenty, plenty}), plenty)
-			for i := range n {
-				a := Admission{TTL: time.Minute, body: make([]byte, body), ttls: make([]uint16, 1+body/16)}
-				c.Put(NewEntry(testKey(i), a, 0, 0))
+			rounds := make([]int64, 3)
+			if n > 1000 {
+				rounds = rounds[:1] // what the runtime does meanwhile is lost in that
 			}
-			taken, charged := heap()-before, c.Usage().Bytes
-			runtime.KeepAlive(c)
+			var charged int64
+			for r := range rounds {
+				before := heap()
+				c := New(allZones(Limit{plenty, plenty}), plenty)
+				for i := range n {
+					a := Admission{TTL: time.Minute, body: make([]byte, body), ttls: make([]uint16, 1+body/16)}
+					c.Put(NewEntry(testKey(i), a, 0, 0))
+				}
+				rounds[r], charged = heap()-before, c.Usage().Bytes
+				runtime.KeepAlive(c)
+			}
+			slices.Sort(rounds)
+			taken := rounds[len(rounds)/2]
 			ratio := float64(taken) / float64(charged)
 			t.Logf("%6d entries with %4d bytes of records: %5d bytes each, %5d charged, ratio %.2f", n, body, taken/int64(n), charged/int64(n), ratio)
-			if ratio > 1.05 || ratio < 0.90 {
+			if taken > charged*105/100+slack || taken < charged*90/100-slack {
 				t.Errorf("%d entries with %d bytes of records take %d bytes and are charged %d", n, body, taken, charged)
 			}
 		}
