@@ -650,8 +650,9 @@ func TestADrainTellsPodsApart(t *testing.T) {
 		t.Errorf("the kubelet is\n%swant\n%s", got, kubelet)
 	}
 
-	// One that is ending takes its time, and is waited for.
-	ending := podSpec(object{"nodeName": n.Name, "terminationGracePeriodSeconds": 6})
+	// One that is ending takes its time, and is waited for. It is there as long as
+	// pods are asked whether they reach us, on a busy machine too.
+	ending := podSpec(object{"nodeName": n.Name, "terminationGracePeriodSeconds": 20})
 	kubectlApply(t, c, object{"apiVersion": "v1", "kind": "Pod", "metadata": object{"name": name("ending")}, "spec": ending})
 	kubectl(t, c, "wait", "--for=condition=Ready", "--timeout="+startTimeout.String(), "pod/"+name("ending"))
 	kubectl(t, c, "delete", "pod", name("ending"), "--wait=false")
