@@ -43,7 +43,7 @@ func TestABatchAnswersEverybody(t *testing.T) {
 				if i%5 == 0 {
 					continue
 				}
-				_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+				_ = c.SetReadDeadline(time.Now().Add(patience))
 				buf := make([]byte, 512)
 				n, err := c.Read(buf)
 				if err != nil || n < 12 || binary.BigEndian.Uint16(buf) != uint16(i) {

@@ -203,7 +203,7 @@ func TestARealSystemdKeepsTheSocketsAfterItHasGivenUp(t *testing.T) {
 }
 
 func begin(t *testing.T) *realNode {
-	ctx, cancel := context.WithTimeout(t.Context(), 45*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	bus := new(systemd.Bus)
 	t.Cleanup(func() {
 		cancel()

@@ -53,7 +53,7 @@ func TestARealSystemdIsAskedOverTheBusAndWithoutOne(t *testing.T) {
 	if !judge.Inside(t, node) {
 		return
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 45*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	bus := new(Bus)
 	defer bus.Close()
@@ -215,10 +215,17 @@ func (l *listener) jobs() {
 	if got, want := l.state(slow), `loaded activating start success 0 "start"`; got != want {
 		l.t.Errorf("queued: %s, want %s", got, want)
 	}
-	short, cancel := context.WithTimeout(l.ctx, 50*time.Millisecond)
-	defer cancel()
-	if _, err := l.bus.Job(short, Start, slow, Fail); err == nil || !strings.Contains(err.Error(), "waiting for the job of slow.service: context deadline exceeded") {
-		l.t.Errorf("waiting in vain: %v", err)
+	for patience := 50 * time.Millisecond; ; patience *= 2 { // on a busy machine it may not suffice to begin to wait
+		short, cancel := context.WithTimeout(l.ctx, patience)
+		_, err := l.bus.Job(short, Start, slow, Fail)
+		cancel()
+		if err != nil && strings.Contains(err.Error(), "waiting for the job of slow.service: context deadline exceeded") {
+			break
+		}
+		if !errors.Is(err, context.DeadlineExceeded) || patience > 10*time.Second {
+			l.t.Errorf("waiting in vain: %v", err)
+			break
+		}
 	}
 	job(Stop, slow, "destructive", `loaded activating start success 0 "start"`)
 	got, err := l.bus.Job(l.ctx, Stop, slow, IgnoreRequirements)

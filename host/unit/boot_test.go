@@ -76,7 +76,7 @@ func TestOnABootedSystemd(t *testing.T) {
 	put("etc/nodelocaldns/config.yaml", "cluster: {dns: [192.0.2.1]}\nnotrack: {enabled: false}\nsysctls: {}\n", 0o644)
 	put("etc/systemd/system/inside.service", "[Service]\nEnvironment="+inside+"=test\nWorkingDirectory=/tmp\n"+
 		"ExecStart=/unit.test -test.run=^TestOnABootedSystemd$ -test.v\n", 0o644)
-	put("etc/systemd/system/inside.service.d/zzzzz.conf", "[Service]\nTimeoutStartSec=50\nStandardOutput=file:/dev/console\nStandardError=inherit\n", 0o644)
+	put("etc/systemd/system/inside.service.d/zzzzz.conf", "[Service]\nTimeoutStartSec=150\nStandardOutput=file:/dev/console\nStandardError=inherit\n", 0o644)
 	_, log := judge.Run(t, root, nil, []string{"inside.service"})
 	if !strings.Contains(log, "--- PASS: TestOnABootedSystemd") {
 		t.Errorf("inside:\n%s", log)
@@ -105,7 +105,7 @@ func installAndRemove(t *testing.T) {
 	}
 	const small, large = 32 << 20, 64 << 20
 	apply := func(cache int64) error {
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		return j.Engine(newStep(cache)).Apply(ctx)
 	}
@@ -170,7 +170,7 @@ func installAndRemove(t *testing.T) {
 		lost := make(chan error, 40)
 		for range cap(lost) {
 			go func() { // from 40 ports: the kernel deals them out to the sockets
-				c := dns.Client{Timeout: 10 * time.Second}
+				c := dns.Client{Timeout: time.Minute}
 				_, _, err := c.Exchange(new(dns.Msg).SetQuestion("www.example.", dns.TypeA), "169.254.20.10:53")
 				lost <- err
 			}()
@@ -335,7 +335,7 @@ func endAsGuard(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := s.Undo(ctx, saved); err != nil {
 		t.Fatal(err)

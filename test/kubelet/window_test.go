@@ -85,7 +85,7 @@ func (n node) pid(flags string) int {
 // until waits for the unit to be in a state of its own accord.
 func (n node) until(what string, is func(kubelet.UnitState) bool) {
 	n.t.Helper()
-	ctx, cancel := context.WithTimeout(n.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(n.t.Context(), time.Minute)
 	defer cancel()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
