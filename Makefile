@@ -48,7 +48,7 @@ test: ## runs all tests with the race detector (as root also those on real inter
 test-cluster: ## runs the tests on booted nodes: systemd, containerd, kubelet, API server (root; builds them once)
 	@test/setup.sh node
 	export NODELOCALDNS_TEST_NODE=$$(test/node/build.sh)
-	CGO_ENABLED=0 go test -count=1 -p=1 -timeout=15m -parallel=8 ./test/node/... ./test/package/node
+	CGO_ENABLED=0 go test -count=1 -p=1 -timeout=15m -parallel=8 ./test/node/... ./test/package/node ./test/fleet
 
 promises: ## kills, hangs and breaks what runs on a node and what it asks, counts what its pods feel, and prints the tables (root; KILLTIME=30s, OUTAGETIME=1m)
 	@test/setup.sh promises

@@ -14,7 +14,7 @@ fail() {
 
 # command:package
 node=(ip:iproute2 iptables:iptables conntrack:conntrack sysctl:procps)
-booted=(ip:iproute2 ps:procps systemd-nspawn:systemd-container mmdebstrap:mmdebstrap)
+booted=(ip:iproute2 ps:procps systemd-nspawn:systemd-container mmdebstrap:mmdebstrap ssh-keygen:openssh-client)
 case ${1-} in
 package) need=() ;; # Go and git do it
 run) need=("${node[@]}" dig:bind9-dnsutils curl:curl diff:diffutils) ;;

@@ -21,6 +21,7 @@ PACKAGES=(
 	systemd systemd-sysv dbus kmod procps # the system
 	containerd containernetworking-plugins
 	iproute2 iptables nftables conntrack
+	openssh-server python3 python3-apt cloud-init # how a node is reached and set up
 	bind9-dnsutils curl less # for a person who tries things
 	busybox-static           # the image of the pods
 )
@@ -39,6 +40,11 @@ debian() {
 	)" "$3" "$1"
 	# Nothing on a node may start by the clock and write into a comparison.
 	rm -f "$1"/etc/systemd/system/timers.target.wants/*
+	# Nor what a test has not asked for: a boot would wait for it. Keys of its own
+	# are what a machine has, not what an image has.
+	systemctl --quiet --root="$1" disable ssh.service
+	rm "$1"/etc/ssh/ssh_host_*
+	touch "$1/etc/cloud/cloud-init.disabled"
 }
 
 # compile MODULE OUT PACKAGE builds a program of the Kubernetes that a module pins.

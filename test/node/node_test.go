@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"regexp"
 	"strings"
 	"sync"
@@ -49,7 +50,12 @@ func boot(t *testing.T, prepare ...func(*Node)) *Node {
 // node's journal tells why.
 func create(t *testing.T) *Node {
 	t.Helper()
-	n, err := cluster(t).Node(fmt.Sprint("n", made.Add(1)))
+	return createOf(t, Debian12)
+}
+
+func createOf(t *testing.T, release Release) *Node {
+	t.Helper()
+	n, err := cluster(t).NodeOf(release, fmt.Sprint("n", made.Add(1)))
 	must(t, err)
 	t.Cleanup(func() {
 		if t.Failed() && n.leader != 0 {
@@ -255,5 +261,27 @@ func cancelled(t *testing.T, n *Node) {
 		if err := cmd.Wait(); !errors.Is(err, context.Canceled) && cmd.ProcessState.Success() {
 			t.Errorf("a command that was cancelled ended with %v", err)
 		}
+	}
+}
+
+func TestRootLogsInBySSHOnceItIsAllowedAndNothingRunsOfItBefore(t *testing.T) {
+	t.Parallel()
+	for _, release := range []Release{Debian12, Debian13} {
+		t.Run(string(release), func(t *testing.T) {
+			t.Parallel()
+			n := createOf(t, release)
+			must(t, n.Boot(t.Context()))
+			want := "inactive\ninactive\nstatus: disabled\n"
+			r, err := n.Exec(t.Context(), "sh", "-c", "systemctl is-active ssh cloud-init.target; cloud-init status")
+			must(t, err)
+			if r.Stdout != want {
+				t.Errorf("before it is allowed: %q, want %q", r.Stdout, want)
+			}
+			must(t, n.AllowSSH(t.Context()))
+			out, err := exec.CommandContext(t.Context(), "ssh", append(n.cluster.SSHOptions(), n.Addr, "hostname")...).CombinedOutput()
+			if err != nil || string(out) != n.Name+"\n" {
+				t.Errorf("hostname by ssh: %v: %q, want %q", err, out, n.Name+"\n")
+			}
+		})
 	}
 }
