@@ -91,6 +91,14 @@ func TestReadmeShowsAnImport(t *testing.T) {
 	}
 }
 
+func TestReadmeShowsTheDNSConfigOfAPod(t *testing.T) {
+	const command = "dnsconfig --namespace shop --kube-dns 10.96.0.10"
+	want := "```\nnode# nodelocaldns " + command + "\n" + nodelocaldns(t, append([]string{"--root", t.TempDir()}, strings.Fields(command)...)...) + "```\n"
+	if !strings.Contains(readme(t), want) {
+		t.Errorf("README.md does not contain what dnsconfig prints:\n%s", want)
+	}
+}
+
 func TestReadmeListsEveryCommand(t *testing.T) {
 	command := regexp.MustCompile(`(?m)^  ([\w-]+) +\w`)
 	_, help, _ := strings.Cut(nodelocaldns(t, "--help"), "\ncommands:\n")

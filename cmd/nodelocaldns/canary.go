@@ -159,7 +159,7 @@ func (a *app) canary(ctx context.Context, cfg config.Config, names probeNames) (
 // kubeDNS is whom pods ask besides us, as far as that is known: by the
 // configuration, by what guard has found, or by the node itself.
 func (a *app) kubeDNS(ctx context.Context, cfg config.Config) []netip.AddrPort {
-	f, err := facts.Read(fsys.Dir(a.runDir))
+	f, err := facts.Read(fsys.Dir(a.under(a.runDir)))
 	if err != nil || len(f.ClusterDNS) == 0 {
 		if d, derr := a.durableDeps(a.voice()); derr == nil {
 			f, _ = findFacts(cfg, d.Node)(ctx) // without them there is less to compare with

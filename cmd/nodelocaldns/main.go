@@ -77,6 +77,7 @@ func (a *app) commands() []*cobra.Command {
 		a.doctorCommand(),
 		a.kubeletEnvCommand(),
 		a.configCommand(),
+		a.dnsconfigCommand(),
 		a.versionCommand(),
 		a.completionCommand(),
 		a.manCommand(),
@@ -248,7 +249,7 @@ func (a *app) running(cmd *cobra.Command) error {
 	if a.rootDir == "" {
 		return nil
 	}
-	return usagef("run it without --root; config, plan, apply, rollback, status and kubelet-env take --root", "%s works on the running system, --root leaves that alone", cmd.CommandPath())
+	return usagef("run it without --root; config, dnsconfig, plan, apply, rollback, status and kubelet-env take --root", "%s works on the running system, --root leaves that alone", cmd.CommandPath())
 }
 
 func (a *app) helpCommand() *cobra.Command {

@@ -429,12 +429,12 @@ func TestUsageErrorsAreOneErrorAndOneHint(t *testing.T) {
 		{"bench --host a -d 1d", `invalid argument "1d" for "-d, --duration" flag: want a number, or a duration such as 500ms or 30s`, "nodelocaldns bench --help lists its flags"},
 		{"bench --host a -l 0", `invalid argument "0" for "-l, --limit" flag: want more than 0`, "nodelocaldns bench --help lists its flags"},
 		{"bench --host a --ndots -1", `invalid argument "-1" for "--ndots" flag: want a number of 0 or more`, "nodelocaldns bench --help lists its flags"},
-		{"--root /img bench --host a", "nodelocaldns bench works on the running system, --root leaves that alone", "run it without --root; config, plan, apply, rollback, status and kubelet-env take --root"},
-		{"--root /img serve", "nodelocaldns serve works on the running system, --root leaves that alone", "run it without --root; config, plan, apply, rollback, status and kubelet-env take --root"},
+		{"--root /img bench --host a", "nodelocaldns bench works on the running system, --root leaves that alone", "run it without --root; config, dnsconfig, plan, apply, rollback, status and kubelet-env take --root"},
+		{"--root /img serve", "nodelocaldns serve works on the running system, --root leaves that alone", "run it without --root; config, dnsconfig, plan, apply, rollback, status and kubelet-env take --root"},
 		{"why", "missing argument name", "nodelocaldns why --help shows what it takes"},
 		{"why a A AAAA", `unknown argument "AAAA"`, "nodelocaldns why --help shows what it takes"},
-		{"--root /img why a", "nodelocaldns why works on the running system, --root leaves that alone", "run it without --root; config, plan, apply, rollback, status and kubelet-env take --root"},
-		{"--root /img guard", "nodelocaldns guard works on the running system, --root leaves that alone", "run it without --root; config, plan, apply, rollback, status and kubelet-env take --root"},
+		{"--root /img why a", "nodelocaldns why works on the running system, --root leaves that alone", "run it without --root; config, dnsconfig, plan, apply, rollback, status and kubelet-env take --root"},
+		{"--root /img guard", "nodelocaldns guard works on the running system, --root leaves that alone", "run it without --root; config, dnsconfig, plan, apply, rollback, status and kubelet-env take --root"},
 	} {
 		t.Run(tt.args, func(t *testing.T) {
 			code, stdout, stderr := runHere(t, "", strings.Fields(tt.args)...)

@@ -147,7 +147,9 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 			"--tls-cert-file=" + certFile, "--tls-private-key-file=" + keyFile,
 			"--kubelet-client-certificate=" + certFile, "--kubelet-client-key=" + keyFile, "--kubelet-preferred-address-types=InternalIP",
 			"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file=" + keyFile, "--service-account-signing-key-file=" + keyFile,
-			"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged=true"},
+			"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged=true",
+			// For dnsconfig --policy. From Kubernetes 1.36 both are on, in version v1.
+			"--feature-gates=MutatingAdmissionPolicy=true", "--runtime-config=admissionregistration.k8s.io/v1beta1=true"},
 		{"kube-controller-manager", "--kubeconfig=" + manager, "--authentication-kubeconfig=" + manager, "--authorization-kubeconfig=" + manager,
 			"--cert-dir=" + filepath.Join(c.dir, "certs"), "--use-service-account-credentials",
 			"--service-account-private-key-file=" + keyFile, "--root-ca-file=" + ca, "--leader-elect=false"},
