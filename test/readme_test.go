@@ -71,6 +71,16 @@ func TestReadmeShowsTheDefaultConfiguration(t *testing.T) {
 	}
 }
 
+func TestReadmeShowsUserData(t *testing.T) {
+	config := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(config, []byte("# of the fleet\ncache: {maxBytes: 64MiB}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if want := "```yaml\n" + nodelocaldns(t, "--config", config, "cloud-init") + "```\n"; !strings.Contains(readme(t), want) {
+		t.Errorf("README.md does not contain what cloud-init prints:\n%s", want)
+	}
+}
+
 func TestReadmeShowsAnImport(t *testing.T) {
 	a, err := txtar.ParseFile("../cmd/nodelocaldns/internal/migrate/testdata/readme.txtar")
 	if err != nil {

@@ -76,6 +76,7 @@ func (a *app) commands() []*cobra.Command {
 		a.benchCommand(),
 		a.doctorCommand(),
 		a.kubeletEnvCommand(),
+		a.cloudInitCommand(),
 		a.configCommand(),
 		a.dnsconfigCommand(),
 		a.versionCommand(),

@@ -63,6 +63,9 @@ func NewCluster(ctx context.Context) (*Cluster, error) {
 	return c, nil
 }
 
+// Address is where nodes reach the lab.
+func (c *Cluster) Address() string { return labAddr }
+
 // StartDNS starts the stand-in for kube-dns where it has been stopped. It has
 // forgotten what it was asked, and how to behave.
 func (c *Cluster) StartDNS() error {
