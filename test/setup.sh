@@ -22,12 +22,12 @@ run) need=("${node[@]}" dig:bind9-dnsutils curl:curl diff:diffutils) ;;
 # packages have judges of their own. unbound answers what our resolver answers, to
 # be compared.
 test) need=("${node[@]}" unbound:unbound nft:nftables gcc:gcc systemd-analyze:systemd dbus-daemon:dbus rpm:rpm lintian:lintian rpmlint:rpmlint mandoc:mandoc) ;;
-node) need=("${booted[@]}") ;;
+node) need=("${booted[@]}" ansible-playbook:ansible-core) ;;
 # The programs that look names up are in C.
 promises) need=("${booted[@]}" iptables:iptables gcc:gcc musl-gcc:musl-tools) ;;
 bench) need=("${node[@]}" gcc:gcc) ;;
 bench-peers) need=(unbound:unbound dnsdist:dnsdist pdns_recursor:pdns-recursor kresd:knot-resolver dnsmasq:dnsmasq-base) ;;
-lint) need=(shellcheck:shellcheck yamllint:yamllint) ;;
+lint) need=(shellcheck:shellcheck yamllint:yamllint ansible-playbook:ansible-core ansible-lint:ansible-lint) ;;
 *) fail "unknown use ${1-\"\"}" 'usage: test/setup.sh package|run|test|node|promises|bench|bench-peers|lint' ;;
 esac
 
