@@ -89,6 +89,16 @@ type machine struct {
 	cluster *node.Cluster
 }
 
+func cluster(t *testing.T) *node.Cluster {
+	t.Helper()
+	if os.Getenv(node.Layers) == "" {
+		t.Skip(node.Layers + " is not set; make test-cluster does that")
+	}
+	c, err := shared()
+	must(t, err)
+	return c
+}
+
 func boot(t *testing.T, name string) machine {
 	t.Helper()
 	return bootOf(t, node.Debian12, name)
@@ -107,11 +117,7 @@ func onEachRelease(t *testing.T, name string, test func(*testing.T, machine)) {
 
 func bootOf(t *testing.T, release node.Release, name string) machine {
 	t.Helper()
-	if os.Getenv(node.Layers) == "" {
-		t.Skip(node.Layers + " is not set; make test-cluster does that")
-	}
-	c, err := shared()
-	must(t, err)
+	c := cluster(t)
 	n, err := c.NodeOf(release, name)
 	must(t, err)
 	must(t, n.Join(t.Context()))
