@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"nodelocaldns/dnscache/cache"
+	"nodelocaldns/dnscache/deadline"
 	"nodelocaldns/dnscache/upstream"
 	"nodelocaldns/dnscache/wire"
 )
@@ -68,18 +69,23 @@ func forNobody(p peer) bool {
 	return flight && a.nobody
 }
 
-// A flight is one question to upstream and everybody who waits for it.
+// A flight is one question to upstream and everybody who waits for it. It has no
+// goroutine: who brings the reply, or the time, lands it.
 type flight struct {
-	key   []byte
-	route *route
-	began time.Duration
-	wait  time.Duration // until those who wait are told something
-	again bool          // it was asked in vain before, and others have been answered since
+	server *Server
+	key    []byte
+	route  *route
+	began  time.Duration
+	wait   time.Duration // until those who wait are told something
+	again  bool          // it was asked in vain before, and others have been answered since
+	state  *state        // when it began to ask
+	asked  time.Duration // when upstream was
 
-	ctx    context.Context // of the question to upstream
-	cancel context.CancelCauseFunc
-	answer deadline // those who wait are told something
-	last   deadline // upstream is listened to no more
+	question upstream.Question
+	answer   deadline.Deadline // those who wait are told something
+	last     deadline.Deadline // upstream is listened to no more; set when they have been
+	alone    deadline.Deadline // it waits no more for word of the service above its name,
+	waits    atomic.Bool       // which it does
 
 	// Guarded by flights.mu.
 	waiters []waiter
@@ -88,7 +94,7 @@ type flight struct {
 	refresh bool // begun for nobody, for the reason why
 	why     int
 	unasked uint8 // of the entry that comes of it, unless somebody asks meanwhile
-	asked   bool  // somebody has
+	wish    bool  // somebody has
 	onward  bool  // others are asked for if a client wants it and it is denied, see searchOn
 	upper   bool  // begun for another flight that was begun for nobody
 	denied  bool  // by the service above, without a question of its own
@@ -96,6 +102,10 @@ type flight struct {
 	client       netip.Addr // whose it is, see holders,
 	held         bool       // if it is anybody's
 	older, newer *flight
+
+	over        bool // it is not running any more
+	prev, next  *flight
+	firstWaiter [1]waiter
 }
 
 // flights are the upstream questions under way, at most one a key.
@@ -109,9 +119,11 @@ type flights struct {
 	n          int            // running flights, landed ones that still listen among them
 	refreshing int            // of them, those that were begun for nobody
 	holders    holders        // the others
+	first      *flight        // of those that are running, linked
+	stopped    bool           // they are to end, and new ones too
 	running    sync.WaitGroup // the same as n, and those that were dropped until they end
 	waiting    sync.WaitGroup // flights that have not landed
-	deadlines  deadlines      // of flights; it has a lock of its own
+	deadlines  deadline.Queue // of flights; it has a lock of its own
 
 	bound     bucket // of refreshes
 	guesses   bucket
@@ -124,7 +136,11 @@ type flights struct {
 
 // join lets p wait for the reply to q: in the flight of its key if there is
 // one, else in a new one. It does not block. q need not outlive the call.
-func (s *Server) join(key []byte, q *wire.Query, p peer) {
+func (s *Server) join(key []byte, q *wire.Query, p peer) { s.joinTogether(key, q, p, nil) }
+
+// joinTogether is join for one of several that have come at once, if together is not
+// nil: upstream is asked with its Send.
+func (s *Server) joinTogether(key []byte, q *wire.Query, p peer, together *upstream.Together) {
 	name, _ := wire.SplitKey(key)
 	st := s.state.Load()
 	rt := st.routes.find(name)
@@ -145,7 +161,7 @@ func (s *Server) join(key []byte, q *wire.Query, p peer) {
 			if fl.guessed() {
 				f.wasRight()
 			}
-			fl.asked = true
+			fl.wish = true
 		}
 		if fl.held && fl.client != p.client() && fl.client != several && !forNobody(p) {
 			f.release(fl)
@@ -184,10 +200,14 @@ func (s *Server) join(key []byte, q *wire.Query, p peer) {
 		shed = f.drop(victim)
 	}
 	fl = s.begin(st, rt, key, e, now)
-	fl.waiters = []waiter{{q.Clone(), p, now, false}}
+	fl.firstWaiter[0] = waiter{q.Clone(), p, now, false}
+	fl.waiters = fl.firstWaiter[:]
 	f.hold(fl, p.client())
 	f.mu.Unlock()
-	go s.fly(fl)
+	s.fly(fl, together)
+	if victim != nil {
+		victim.stop(context.Canceled)
+	}
 	for i := range shed {
 		w := &shed[i]
 		w.peer.deliver(&w.query, s.refusal(victim.key, victim.route, now), now)
@@ -227,12 +247,12 @@ func (f *flights) release(fl *flight) {
 	}
 }
 
-// drop ends a flight before its time, and returns who waited for it. mu is held.
+// drop takes a flight out before its time, and returns who waited for it. It is then
+// to be stopped. mu is held.
 func (f *flights) drop(fl *flight) []waiter {
 	f.release(fl)
 	f.n--
 	fl.dropped = true
-	fl.cancel(nil)
 	if fl.landed {
 		return nil
 	}
@@ -249,14 +269,20 @@ func (f *flights) drop(fl *flight) []waiter {
 // begin makes the flight of a key, which is then to fly. e is what the cache has of
 // it, nil if nothing. flights.mu is held.
 func (s *Server) begin(st *state, rt *route, key []byte, e *cache.Entry, now time.Duration) *flight {
-	fl := &flight{key: append([]byte(nil), key...), route: rt, began: now, wait: budget}
+	fl := &flight{server: s, key: append([]byte(nil), key...), route: rt, began: now, wait: budget}
 	if rules := st.stale(rt); rules.For > 0 && rules.mayServe(e, now+rules.ClientTimeout) {
 		fl.wait = rules.ClientTimeout
 		at, _, failed := e.Failed()
 		fl.again = failed && s.answeredSince(rt, at)
 	}
-	fl.ctx, fl.cancel = context.WithCancelCause(s.work)
 	f := &s.flights
+	if f.stopped {
+		fl.question.Stop(context.Canceled)
+	}
+	if fl.next = f.first; fl.next != nil {
+		fl.next.prev = fl
+	}
+	f.first = fl
 	f.byKey[string(fl.key)] = fl
 	f.n++
 	f.running.Add(1)
@@ -264,46 +290,70 @@ func (s *Server) begin(st *state, rt *route, key []byte, e *cache.Entry, now tim
 	return fl
 }
 
-// fly asks upstream and answers those who wait, in time even if upstream does
-// not.
-func (s *Server) fly(fl *flight) {
-	var reply []byte
-	var by *upstream.Counters
-	var err error
-	defer func() { s.flights.ended(fl, errors.Is(err, upstream.ErrDead)) }()
-	fl.answer.due = func() {
+// fly begins to ask upstream. Those who wait are answered in time even if upstream does
+// not. Where together is not nil it is asked with its Send.
+func (s *Server) fly(fl *flight, together *upstream.Together) {
+	fl.state = s.state.Load()
+	s.flights.deadlines.Set(&fl.answer, fl, fl.wait)
+	if !s.askAbove(fl) {
+		s.ask(fl, together)
+	}
+}
+
+// ask asks upstream for the name of a flight.
+func (s *Server) ask(fl *flight, together *upstream.Together) {
+	fl.asked = s.now()
+	fl.route.group.Start(&fl.question, fl.key, fl, together)
+}
+
+// stop ends a flight because of cause, if upstream has nothing better to say.
+func (fl *flight) stop(cause error) {
+	fl.question.Stop(cause)
+	fl.server.heard(fl, nil)
+}
+
+// Due implements deadline.Owner.
+func (fl *flight) Due(x *deadline.Deadline) {
+	s := fl.server
+	switch x {
+	case &fl.alone:
+		s.heard(fl, nil)
+	case &fl.last:
+		fl.stop(context.DeadlineExceeded)
+	case &fl.answer:
+		s.flights.listenOn(fl)
 		s.land(fl, cache.NewFailure(fl.key, wire.ServFail, wire.EDENetworkError, fl.route.zone, s.now()), silent)
 		signal(s.suspected)
 	}
-	fl.last.due = func() { fl.cancel(context.DeadlineExceeded) }
-	due := &s.flights.deadlines
-	due.set(&fl.answer, fl.wait)
-	due.set(&fl.last, lateBudget)
-	defer due.stop(&fl.answer)
-	defer due.stop(&fl.last)
-	defer fl.cancel(nil)
-	st := s.state.Load()
-	if denial := s.askAbove(st, fl); denial != nil {
-		fl.denied = true
-		s.deny(st, fl, denial)
-		return
+}
+
+// listenOn has a flight wait until it is too late for those, too, who ask again.
+func (f *flights) listenOn(fl *flight) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !fl.over {
+		f.deadlines.Set(&fl.last, fl, lateBudget-fl.wait)
 	}
-	asked := s.now()
-	reply, by, err = fl.route.group.Ask(fl.ctx, fl.key)
+}
+
+// Answered implements upstream.Asker.
+func (fl *flight) Answered(reply []byte, by *upstream.Counters, err error) {
+	s := fl.server
+	defer s.flights.ended(fl, errors.Is(err, upstream.ErrDead))
 	now := s.now()
 	how := silent
 	if err == nil {
 		how = unusable
 		var a cache.Admission
 		if a, err = cache.Admit(fl.key, reply, fl.route.caps); err == nil {
-			s.learn(st, fl, &a)
+			s.learn(fl.state, fl, &a)
 			s.flights.mu.Lock()
 			onward, wanted := fl.onward, fl.wanted()
 			a.Unasked, a.Guessed, a.Onward = fl.unasked, fl.guessed(), onward && !wanted
 			s.flights.mu.Unlock()
-			a.Took, a.Source = now-asked, s.upstreams.source(by)
+			a.Took, a.Source = now-fl.asked, s.upstreams.source(by)
 			if a.RCode == wire.NXDomain && onward && wanted {
-				s.searchOn(st, fl.key, now)
+				s.searchOn(fl.state, fl.key, now)
 			}
 			s.land(fl, cache.NewEntry(fl.key, a, fl.route.zone, now), usable)
 			return
@@ -323,6 +373,17 @@ func (s *Server) fly(fl *flight) {
 // ended counts a flight that is over. spared says that upstream was not asked at all.
 func (f *flights) ended(fl *flight, spared bool) {
 	f.mu.Lock()
+	fl.over = true
+	f.deadlines.Stop(&fl.answer)
+	f.deadlines.Stop(&fl.last)
+	if fl.next != nil {
+		fl.next.prev = fl.prev
+	}
+	if fl.prev != nil {
+		fl.prev.next = fl.next
+	} else if f.first == fl {
+		f.first = fl.next
+	}
 	if !fl.dropped {
 		f.n--
 		f.release(fl)
@@ -341,6 +402,20 @@ func (f *flights) ended(fl *flight, spared bool) {
 	}
 	f.mu.Unlock()
 	f.running.Done()
+}
+
+// stopAll ends all flights, and those that are begun from now on.
+func (f *flights) stopAll() {
+	f.mu.Lock()
+	f.stopped = true
+	var all []*flight
+	for fl := f.first; fl != nil; fl = fl.next {
+		all = append(all, fl)
+	}
+	f.mu.Unlock()
+	for _, fl := range all {
+		fl.stop(context.Canceled)
+	}
 }
 
 // closeForNew lets nobody begin another flight; those under way can be joined.
@@ -465,7 +540,7 @@ func (s *Server) askAgain(fl *flight, e *cache.Entry, now time.Duration) {
 	f.hold(next, next.waiters[0].peer.client())
 	next.wait = next.waiters[0].since + st.stale(fl.route).ClientTimeout - now
 	fl.waiters = fl.waiters[:after]
-	go s.fly(next)
+	go s.fly(next, nil) // without the lock
 }
 
 // current reports whether the names of a flight still go where it went.

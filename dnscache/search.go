@@ -113,31 +113,37 @@ func denies(e *cache.Entry, now time.Duration) bool { return e != nil && e.Whole
 // own servers are gone), must not keep the names below from being asked for in time.
 const aboveAlone = 30 * time.Millisecond
 
-// askAbove asks whether there is the service that a flight's name lies below, and
-// returns its denial; nil where there is none, and the name itself is to be asked for.
-func (s *Server) askAbove(st *state, fl *flight) *cache.Entry {
-	key := st.search.above(nil, fl.key, fl.route)
+// askAbove has a flight wait for word whether there is the service that its name lies
+// below; false where there is no need, and the name itself is to be asked for.
+func (s *Server) askAbove(fl *flight) bool {
+	key := fl.state.search.above(nil, fl.key, fl.route)
 	if key == nil || s.there.has(key) {
-		return nil
+		return false
 	}
 	f := &s.flights
 	f.mu.Lock()
-	a := lower{make(chan told, 1), fl.client, !fl.held, fl.why}
+	a := lower{fl, fl.client, !fl.held, fl.why}
 	f.mu.Unlock()
+	fl.waits.Store(true)
+	f.deadlines.Set(&fl.alone, fl, aboveAlone)
 	s.join(key, &wire.Query{}, a)
-	enough := make(chan struct{})
-	alone := deadline{due: func() { close(enough) }}
-	f.deadlines.set(&alone, aboveAlone)
-	defer f.deadlines.stop(&alone)
-	select {
-	case t := <-a.word:
-		if t.ttl == 0 && t.Whole() {
-			return t.Entry
-		}
-	case <-enough:
-	case <-fl.ctx.Done():
+	return true
+}
+
+// heard goes on with a flight that waits for word of the service above its name: with
+// its denial, or with nil where the name itself is to be asked for.
+func (s *Server) heard(fl *flight, denial *cache.Entry) {
+	if !fl.waits.CompareAndSwap(true, false) {
+		return
 	}
-	return nil
+	s.flights.deadlines.Stop(&fl.alone)
+	if denial == nil {
+		s.ask(fl, nil)
+		return
+	}
+	fl.denied = true
+	s.deny(fl.state, fl, denial)
+	s.flights.ended(fl, false)
 }
 
 // joinForNobody begins the flight that another one waits for which was begun for nobody:
@@ -153,13 +159,13 @@ func (s *Server) joinForNobody(st *state, rt *route, key []byte, q *wire.Query, 
 	fl.upper = true
 	fl.waiters = []waiter{{peer: p, since: now}}
 	f.mu.Unlock()
-	go s.fly(fl)
+	s.fly(fl, nil)
 }
 
 // A lower flight waits for word of the name above its own. It is no client: who waits
 // for it is counted there.
 type lower struct {
-	word   chan told // has room for it
+	flight *flight
 	from   netip.Addr
 	nobody bool // no client waits for that flight, which was begun for the reason
 	why    int
@@ -167,7 +173,13 @@ type lower struct {
 
 func (a lower) client() netip.Addr { return a.from }
 
-func (a lower) deliver(_ *wire.Query, t told, _ time.Duration) { a.word <- t }
+func (a lower) deliver(_ *wire.Query, t told, _ time.Duration) {
+	var denial *cache.Entry
+	if t.ttl == 0 && t.Whole() {
+		denial = t.Entry
+	}
+	a.flight.server.heard(a.flight, denial)
+}
 
 // services are keys of services that are there, most likely: those of the names below
 // them that were asked for lately. Where one has gone its names' own denials tell.
@@ -324,7 +336,7 @@ func (g *guess) one(key []byte, onward bool) {
 		fl := g.s.beginForNobody(g.st, rt, key, e, g.now, refreshSearch)
 		fl.onward = onward
 		f.guessed++
-		go g.s.fly(fl)
+		go g.s.fly(fl, nil) // without the lock
 	default: // nobody else need try
 		f.noGuess.Store(int64(g.now + time.Second/guessIdle))
 	}
@@ -343,11 +355,11 @@ func newGuesses() bucket { return bucket{idle: guessIdle, burst: guessBurst, tok
 // guessed reports whether a flight is for what no client has asked for yet. flights.mu
 // is held.
 func (fl *flight) guessed() bool {
-	return fl.refresh && fl.why == refreshSearch && !fl.upper && !fl.asked
+	return fl.refresh && fl.why == refreshSearch && !fl.upper && !fl.wish
 }
 
 // wanted reports whether a client has asked for it. flights.mu is held.
-func (fl *flight) wanted() bool { return fl.asked || clientsOf(fl.waiters) > 0 }
+func (fl *flight) wanted() bool { return fl.wish || clientsOf(fl.waiters) > 0 }
 
 // wanted notes that a client has asked for what it was expected to ask for.
 func (s *Server) wanted(st *state, e *cache.Entry, guessed, onward bool, now time.Duration) {

@@ -73,7 +73,7 @@ type Server struct {
 	rerouted  chan struct{}   // names go elsewhere now
 	suspected chan struct{}   // a question got no answer: there may be a loop
 	work      context.Context // of upstream questions: outlives Serve's by the last replies
-	stop      context.CancelFunc
+	stop      func()
 
 	reload sync.Mutex // held while state changes
 }
@@ -128,7 +128,11 @@ func New(cfg Config, d Deps) (*Server, error) {
 		s.exchanger = network(s.wallClock)
 	}
 	s.start = s.wallClock()
-	s.work, s.stop = context.WithCancel(context.Background())
+	work, cancel := context.WithCancel(context.Background())
+	s.work, s.stop = work, func() {
+		cancel()
+		s.flights.stopAll()
+	}
 	for _, c := range d.Packets {
 		s.packets = append(s.packets, &packetSocket{conn: c})
 	}

@@ -189,7 +189,7 @@ func (s *Server) refresh(st *state, rt *route, e *cache.Entry, now time.Duration
 	if f.mayBegin(&f.bound, now, s.queries()) {
 		fl := s.beginForNobody(st, rt, e.Key(), e, now, why)
 		fl.unasked = unasked
-		go s.fly(fl)
+		go s.fly(fl, nil) // without the lock
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"nodelocaldns/dnscache/upstream"
 	"nodelocaldns/dnscache/wire"
 )
 
@@ -78,7 +79,9 @@ type reader struct {
 	later   [batchSize]int // packets of the batch that wait for upstream
 	line    line
 	failing bool
-	err     error
+
+	together upstream.Together // what is asked for a batch
+	err      error
 }
 
 // read answers a batch of what has come. It returns false where that was all: then it
@@ -104,6 +107,7 @@ func (r *reader) read(fd uintptr) bool {
 	for _, i := range later {
 		r.join(i)
 	}
+	r.together.Send()
 	return n == batchSize
 }
 
@@ -135,7 +139,7 @@ func (r *reader) answer(n int) (later []int) {
 // join lets packet i of a batch wait, which answer has found to be a question.
 func (r *reader) join(i int) {
 	r.q.read(r.batch.query(i))
-	r.server.join(r.q.key, &r.q.query, packetPeer{r.packetSocket, r.batch.sender(i)})
+	r.server.joinTogether(r.q.key, &r.q.query, packetPeer{r.packetSocket, r.batch.sender(i)}, &r.together)
 }
 
 // A packetPeer is a UDP client that waits.

@@ -9,40 +9,50 @@ import (
 	"io"
 	"net"
 	"slices"
+	"syscall"
 	"time"
+	"unsafe"
 
 	"nodelocaldns/dnscache/wire"
 )
 
 // A call is one query and the wait for its reply. Its pool's mu guards it.
 type call struct {
-	frame []byte      // the query as it goes out: its length, its id, the rest
-	done  chan answer // has room for the one answer; nil: nobody waits for it
-	sent  time.Time   // or, while it waits for a connection, since when it does
-	conn  *conn       // on which it is in flight; nil while it waits for one
+	frame []byte    // the query as it goes out: its length, its id, the rest
+	to    receiver  // is told how it went; nil: nobody waits for it
+	sent  time.Time // or, while it waits for a connection, since when it does
+	conn  *conn     // on which it is in flight; nil while it waits for one
 	waits *list.Element
 	again bool // a try beside another one, or after it
 	lost  int  // how many connections it has lost
-	ended bool // answered, or given up
+	over  bool // answered, or given up
 
 	overtaken bool // a later query on its connection was answered before it
 }
 
-type answer struct {
-	reply []byte
-	err   error
+// A receiver is told how a call went.
+type receiver interface {
+	// replied is called once, unless the call was given up, with no lock held; it does
+	// not block. The reply is the receiver's, to be changed too, until replied returns.
+	replied(reply []byte, err error)
 }
 
-func (c *call) end(a answer) {
-	if !c.ended && c.done != nil {
-		c.done <- a
+// fail ends a call without a reply. The pool's mu is held.
+func (c *call) fail(err error) {
+	awaited := c.awaited()
+	c.over = true
+	if awaited {
+		go c.to.replied(nil, err) // who may use it again
 	}
-	c.ended = true
 }
+
+// awaited reports whether somebody waits for the reply.
+func (c *call) awaited() bool { return !c.over && c.to != nil }
 
 // A conn is one connection of a pool, whose mu guards all but what is read.
 type conn struct {
 	net.Conn
+	raw     syscall.RawConn // nil where what is written is not what is sent, as over TLS
 	pool    *Pool
 	renewAt time.Time // a successor is made from then on,
 	until   time.Time // and it is not used for another question from then on
@@ -87,7 +97,7 @@ func (c *conn) push(q *call, now time.Time) (flush bool) {
 	binary.BigEndian.PutUint16(q.frame[2:], id)
 	q.conn, q.sent = c, now
 	c.pending = append(c.pending, q)
-	if q.done != nil {
+	if q.to != nil {
 		c.owing = time.Time{}
 	}
 	c.out = append(c.out, q.frame...)
@@ -97,6 +107,45 @@ func (c *conn) push(q *call, now time.Time) (flush bool) {
 }
 
 func (c *call) id() uint16 { return binary.BigEndian.Uint16(c.frame[2:]) }
+
+// send writes what is queued as far as the socket takes it at once, and leaves the rest
+// to a goroutine.
+func (c *conn) send() {
+	if c.raw == nil {
+		go c.flush()
+		return
+	}
+	p := c.pool
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for len(c.out) > 0 && !c.closed {
+		b := c.out
+		c.out = c.spare[:0]
+		p.mu.Unlock()
+		n := c.write(b)
+		p.mu.Lock()
+		if n < len(b) {
+			c.out, c.spare = append(b[n:], c.out...), nil
+			go c.flush()
+			return
+		}
+		c.spare = b
+	}
+	c.writing = false
+}
+
+// write writes what the socket takes without waiting, and says how much that was. It
+// tells nobody that it is in a system call, see batch.receive of package dnscache.
+func (c *conn) write(b []byte) (n int) {
+	_ = c.raw.Write(func(fd uintptr) bool {
+		got, _, errno := syscall.RawSyscall6(syscall.SYS_SENDTO, fd, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), syscall.MSG_DONTWAIT|syscall.MSG_NOSIGNAL, 0, 0)
+		if errno == 0 {
+			n = int(got)
+		}
+		return true // of an error the next write tells
+	})
+	return n
+}
 
 // flush writes what is queued, all that there is at once, until nothing is left.
 // A server that does not read costs writeLimit at the most.
@@ -141,7 +190,7 @@ func (c *conn) read() {
 			p.ended(c, wire.OtherID, false)
 			return
 		}
-		reply, err := readFrame(r)
+		reply, kept, err := readFrame(r)
 		if err != nil {
 			p.ended(c, err, false)
 			return
@@ -149,6 +198,7 @@ func (c *conn) read() {
 		if !p.got(c, reply) {
 			return
 		}
+		_, _ = r.Discard(kept) // they are there
 	}
 }
 
@@ -156,21 +206,29 @@ func (c *conn) read() {
 // announced and not sent yet.
 const frameStep = 4096
 
-// readFrame reads one message with its length in front (RFC 1035 4.2.2).
-func readFrame(r *bufio.Reader) ([]byte, error) {
+// readFrame reads one message with its length in front (RFC 1035 4.2.2): into memory of
+// its own where it is long, else it is r's until so many bytes of it are discarded.
+func readFrame(r *bufio.Reader) (msg []byte, kept int, err error) {
 	size, err := r.Peek(2)
 	if err != nil {
-		return nil, unexpected(err)
+		return nil, 0, unexpected(err)
 	}
 	n := int(binary.BigEndian.Uint16(size))
+	if 2+n <= r.Size() {
+		msg, err := r.Peek(2 + n)
+		if err != nil {
+			return nil, 0, unexpected(err)
+		}
+		return msg[2:], 2 + n, nil
+	}
 	_, _ = r.Discard(2) // they are there
 	b := make([]byte, min(n, frameStep))
 	for at := 0; ; {
 		if _, err := io.ReadFull(r, b[at:]); err != nil {
-			return nil, unexpected(err)
+			return nil, 0, unexpected(err)
 		}
 		if at = len(b); at == n {
-			return b, nil
+			return b, 0, nil
 		}
 		b = append(b, make([]byte, min(n-at, at))...)
 	}

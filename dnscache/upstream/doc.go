@@ -33,10 +33,17 @@
 // that has run out, and until then a reply that holds up others costs them a hedged
 // try, which goes to another connection.
 //
+// Questions that come together (see [Together]) are another matter. Where one read
+// brings more than a few, those beyond share connections, up to maxTogether on one,
+// though the server answers in turn: a write for each would cost more than all else of
+// a question. That is done only while replies come quickly, and who waits behind a slow
+// one is asked for on another connection after the learnt delay.
+//
 // # Memory and goroutines
 //
-// A connection has one goroutine, which reads. Queries are written by whoever
-// has one to send; those that come up while one is being written go out together
-// in the next write. A question has a goroutine of its own for a second try
-// only.
+// A connection has one goroutine, which reads, and in which replies are given to those
+// who asked. Queries are written by whoever has one to send, as far as that does not
+// wait; those that come up while one is being written go out together in the next
+// write. A question has no goroutine and no timer of its own, but for one that is
+// asked over UDP.
 package upstream

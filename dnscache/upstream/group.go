@@ -1,14 +1,15 @@
 package upstream
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"math/rand/v2"
-	"sync"
 	"sync/atomic"
 	"time"
 
+	"nodelocaldns/dnscache/deadline"
 	"nodelocaldns/dnscache/wire"
 )
 
@@ -56,6 +57,7 @@ type Group struct {
 	Policy  Policy
 
 	turn     atomic.Uint32 // of RoundRobin
+	late     deadline.Queue
 	budget   budget
 	epoch    epoch        // of the times below
 	answered atomic.Int64 // with a usable reply, when last
@@ -92,10 +94,8 @@ func (g *Group) Answered() time.Time { return g.epoch.time(g.answered.Load()) }
 func (g *Group) ok(now time.Time) { latest(&g.answered, g.epoch.since(now)) }
 
 // Exchange asks for key (wire.AppendKey), which must not be changed any more, and
-// returns the reply, in memory that is the caller's. Servers that failed lately are
-// asked last, never not at all. A server that answers with a failure is believed
-// only if no other one knows better. Exchange ends with ctx. While the group is
-// dead it fails at once with [ErrDead], but for one question every probeEvery.
+// returns the reply, in memory that is the caller's. It ends with ctx. See
+// [Group.Start].
 func (g *Group) Exchange(ctx context.Context, key []byte) ([]byte, error) {
 	reply, _, err := g.Ask(ctx, key)
 	return reply, err
@@ -104,19 +104,76 @@ func (g *Group) Exchange(ctx context.Context, key []byte) ([]byte, error) {
 // Ask is Exchange, and says whose reply it is and over which protocol it came: by the
 // counters that the server was given for it.
 func (g *Group) Ask(ctx context.Context, key []byte) (reply []byte, by *Counters, err error) {
+	a := &asker{done: make(chan struct{})}
+	var q Question
+	g.Start(&q, key, a, nil)
+	select {
+	case <-a.done:
+	case <-ctx.Done():
+		q.Stop(context.Cause(ctx))
+		<-a.done
+	}
+	return a.reply, a.by, a.err
+}
+
+// An asker waits for the answer.
+type asker struct {
+	done  chan struct{}
+	reply []byte
+	by    *Counters
+	err   error
+}
+
+func (a *asker) Answered(reply []byte, by *Counters, err error) {
+	a.reply, a.by, a.err = bytes.Clone(reply), by, err
+	close(a.done)
+}
+
+// Start asks for key (wire.AppendKey), which must not be changed any more, and does not
+// wait: to is told how q ends, once, from any goroutine, or before Start returns. q is
+// new, and not to be used for another question.
+//
+// Servers that failed lately are asked last, never not at all. A server that answers
+// with a failure is believed only if no other one knows better. A question that is not
+// answered ends with [Question.Stop]. While the group is dead it fails at once with
+// [ErrDead], but for one question every probeEvery.
+//
+// Where together is not nil what is to be written may go out only with its Send.
+func (g *Group) Start(q *Question, key []byte, to Asker, together *Together) {
 	if len(g.Servers) == 0 {
-		return nil, nil, ErrNoServer
+		to.Answered(nil, nil, ErrNoServer)
+		return
 	}
 	now := g.Now()
 	dead, last := g.dead(now)
+	var err error
 	if dead && !g.mayProbe(now, last) {
-		return nil, nil, ErrDead
+		err = ErrDead
+	} else {
+		g.budget.question()
 	}
-	g.budget.question()
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	r := &race{g: g, ctx: ctx, cancel: cancel, key: key, servers: g.inOrder(now), free: dead}
-	return r.run()
+	q.mu.Lock()
+	if q.over { // before it began
+		err = q.cause
+	}
+	if err != nil {
+		q.over = true
+		q.mu.Unlock()
+		to.Answered(nil, nil, err)
+		return
+	}
+	q.group, q.key, q.to, q.servers, q.free = g, key, to, g.inOrder(now), dead
+	t := q.begin(false)
+	q.wind()
+	q.mu.Unlock()
+	t.ask(together)
+}
+
+// An Asker is told how a question ended.
+type Asker interface {
+	// Answered is called once, with no lock held, and does not block. The reply is
+	// the asker's, to be changed too, until Answered returns.
+	Answered(reply []byte, by *Counters, err error)
 }
 
 // mayProbe reports whether a question may go to the dead group, about which
@@ -128,196 +185,6 @@ func (g *Group) mayProbe(now, last time.Time) bool {
 		return true
 	}
 	return at-was >= int64(probeEvery) && g.probed.CompareAndSwap(was, at)
-}
-
-// A race is one question and its tries. The first try runs in the goroutine
-// that asks, each that is made beside it in one of its own; whichever fails makes the
-// next one where it stands.
-type race struct {
-	g       *Group
-	ctx     context.Context
-	cancel  context.CancelCauseFunc
-	key     []byte
-	servers []*Server
-	free    bool // tries cost nothing: a dead group is probed on all its servers
-
-	mu       sync.Mutex
-	timer    *time.Timer // of the next try
-	begun    [tries]time.Time
-	done     [tries]bool // has ended
-	beside   [tries]bool // made because the one before was late
-	started  int
-	running  int
-	failures int
-	refusals int
-	over     bool
-	reply    []byte    // the winner's
-	refusal  []byte    // a reply that says failure
-	by       *Counters // of whichever is returned
-	err      error     // of the try that failed last
-	woken    chan struct{}
-}
-
-func (r *race) run() ([]byte, *Counters, error) {
-	r.mu.Lock()
-	i := r.start(false)
-	r.timer = time.AfterFunc(r.wait(), r.late)
-	r.mu.Unlock()
-	defer r.timer.Stop()
-	r.from(i)
-	r.mu.Lock()
-	if !r.over && r.running > 0 {
-		woken := make(chan struct{})
-		r.woken = woken
-		r.mu.Unlock()
-		select {
-		case <-woken:
-		case <-r.ctx.Done():
-		}
-		r.mu.Lock()
-	}
-	defer r.mu.Unlock()
-	r.over = true
-	switch {
-	case r.reply != nil:
-		return r.reply, r.by, nil
-	case r.ctx.Err() != nil:
-		r.overdue(r.g.Now())
-	}
-	switch {
-	case r.refusal != nil:
-		return r.refusal, r.by, nil
-	case r.ctx.Err() != nil:
-		return nil, nil, context.Cause(r.ctx)
-	}
-	return nil, nil, r.err
-}
-
-// server is who is asked by try i.
-func (r *race) server(i int) *Server { return r.servers[i%len(r.servers)] }
-
-// wait is how long the try started last is waited for. r.mu is held.
-func (r *race) wait() time.Duration {
-	d := r.server(r.started - 1).latency.wait()
-	if r.started >= quickTries {
-		return max(d, patience)
-	}
-	return d
-}
-
-// start begins the next try and returns its number. r.mu is held.
-func (r *race) start(beside bool) int {
-	i := r.started
-	r.begun[i], r.beside[i] = r.g.Now(), beside
-	r.started++
-	r.running++
-	return i
-}
-
-// late makes the next try beside those that are under way, if there is
-// something left to pay it with.
-func (r *race) late() {
-	r.mu.Lock()
-	if r.over {
-		r.mu.Unlock()
-		return
-	}
-	r.overdue(r.g.Now())
-	i, limit := r.started, quickTries
-	if r.server(i).UDP != nil {
-		limit = tries
-	}
-	paid := i < limit && (r.free || r.g.budget.spend())
-	if paid {
-		r.start(true)
-		r.timer.Reset(r.wait())
-	} else {
-		r.timer.Reset(patience)
-	}
-	r.mu.Unlock()
-	if paid {
-		r.from(i)
-	}
-}
-
-// overdue notes what the silence so far tells about the servers. r.mu is held.
-func (r *race) overdue(now time.Time) {
-	for i, at := range r.begun[:r.started] {
-		if !r.done[i] && now.Sub(at) >= patience {
-			if s := r.server(i); s.silentSince(at) {
-				s.unanswered(now, at, r.key, false)
-				s.renew()
-			}
-		}
-	}
-}
-
-// from runs try i and, as long as they fail, those after it.
-func (r *race) from(i int) {
-	for more := true; more; {
-		s := r.server(i)
-		reply, by, err := s.ask(r.ctx, r.g.Now, r.key, i, r.beside[i])
-		i, more = r.ended(i, s, reply, by, err)
-	}
-}
-
-// ended notes how try i, of s, went. It returns the try to be made next, if any.
-func (r *race) ended(i int, s *Server, reply []byte, by *Counters, err error) (next int, more bool) {
-	now := r.g.Now()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.running--
-	defer func() {
-		if r.woken != nil && (r.over || r.running == 0) {
-			close(r.woken)
-			r.woken = nil
-		}
-	}()
-	took := now.Sub(r.begun[i])
-	switch {
-	case err == nil:
-		s.ok(now)
-		if usable(reply) {
-			r.g.ok(now)
-		}
-	case r.over && r.reply != nil || r.ctx.Err() != nil:
-		// It did not do well if it was silent towards everybody for longer than
-		// patience, or for long enough that another server was asked and answered.
-		if s.silentSince(r.begun[i]) && (took >= patience || len(r.servers) > 1 && r.reply != nil && took >= s.latency.wait()) {
-			s.failed(now)
-		}
-		return 0, false
-	default:
-		s.failed(now)
-		s.unanswered(now, r.begun[i], r.key, true)
-	}
-	r.done[i] = true
-	if r.over {
-		return 0, false
-	}
-	if err == nil && (usable(reply) || len(r.servers) == 1) {
-		r.over, r.reply, r.by = true, reply, by
-		if r.beside[i] {
-			r.g.budget.worth()
-		}
-		r.cancel(errAnswered)
-		return 0, false
-	}
-	r.failures++
-	if err != nil {
-		r.err = err
-	} else {
-		// Asking a server that refused once more changes nothing; one that
-		// could not be reached is worth another connection.
-		r.refusal, r.by = reply, by
-		r.refusals++
-	}
-	if r.failures >= failures || r.refusals >= len(r.servers) || r.started == tries || r.ctx.Err() != nil {
-		return 0, false
-	}
-	next = r.start(false)
-	r.timer.Reset(r.wait())
-	return next, true
 }
 
 func usable(reply []byte) bool {

@@ -43,6 +43,13 @@ const (
 	// then the connection can be used again. It is longer than Linux takes to send
 	// a lost segment for the second time.
 	owedLimit = time.Second
+	// maxTogether bounds the questions that share a connection to a server that replies in
+	// turn, of those that came together, if there are more than spread of them: of so
+	// many that one read brings, a write each costs more than all else. They share one
+	// only while replies take less than quickReply, and who waits behind a slow one is
+	// asked for elsewhere after the learnt delay, as behind a lost one.
+	maxTogether = 8
+	quickReply  = 20 * time.Millisecond
 	// quiet is how long a server that replies out of order may take to a question
 	// before its connection is passed over.
 	quiet = 100 * time.Millisecond
@@ -108,8 +115,9 @@ type Pool struct {
 	pacing   bool
 	keeper   *time.Timer // housekeeping
 	keeping  bool
-	lastUsed time.Time // when the last reply came
-	evicted  time.Time // when connections were last looked through for room
+	lastUsed time.Time     // when the last reply came
+	took     time.Duration // of the replies, smoothed; 0: there was none
+	evicted  time.Time     // when connections were last looked through for room
 	closed   bool
 
 	outOfOrder time.Time // when a reply last came that others had overtaken
@@ -134,47 +142,81 @@ func newPool(now func() time.Time, pace time.Duration, dial func(context.Context
 // Exchange implements [Exchanger]. A connection that the server closed while
 // it was idle costs a new one, not the question.
 func (p *Pool) Exchange(ctx context.Context, query, buf []byte) ([]byte, error) {
-	return p.exchange(ctx, query, buf, false)
-}
-
-// exchangeAgain takes the connection that was answered on last, and, if that is a
-// while ago, has another one made.
-func (p *Pool) exchangeAgain(ctx context.Context, query, buf []byte) ([]byte, error) {
-	return p.exchange(ctx, query, buf, true)
-}
-
-func (p *Pool) exchange(ctx context.Context, query, buf []byte, again bool) ([]byte, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	q := &call{frame: make([]byte, 2+len(query), 2+len(query)+4), done: make(chan answer, 1), again: again}
-	copy(q.frame[2:], query)
+	w := waiter{buf: buf, done: make(chan error, 1)}
+	q := &call{frame: append([]byte{0, 0}, query...), to: &w}
+	p.start(q, nil)
+	select {
+	case err := <-w.done:
+		return w.reply, err
+	case <-ctx.Done():
+		if p.giveUp(q) {
+			return nil, context.Cause(ctx)
+		}
+		err := <-w.done
+		return w.reply, err
+	}
+}
+
+// A waiter waits for the reply to a call.
+type waiter struct {
+	buf, reply []byte
+	done       chan error
+}
+
+func (w *waiter) replied(reply []byte, err error) {
+	if err == nil {
+		w.reply = append(w.buf, reply...)
+	}
+	w.done <- err
+}
+
+// start has q asked, whose frame has the query behind two bytes for its length, unless
+// it was given up before. Where together is not nil it may go out only with its Send.
+func (p *Pool) start(q *call, together *Together) {
 	if p.Keepalive {
 		q.frame = append(q.frame[:2], appendKeepalive(q.frame[2:])...)
 	}
 	binary.BigEndian.PutUint16(q.frame, uint16(len(q.frame)-2))
 	p.mu.Lock()
-	c := p.submit(q)
+	if q.over {
+		p.mu.Unlock()
+		return
+	}
+	c := p.share(together)
+	if c == nil {
+		c = p.submit(q)
+	} else if !c.push(q, p.now()) {
+		c = nil
+	}
 	p.mu.Unlock()
 	if c != nil {
-		c.flush()
+		together.send(c)
 	}
-	var a answer
-	select {
-	case a = <-q.done:
-	case <-ctx.Done():
-		if p.giveUp(q) {
-			return nil, context.Cause(ctx)
+}
+
+// share is the connection that a question shares with others that came together with
+// it, nil for none. p.mu is held.
+func (p *Pool) share(together *Together) (best *conn) {
+	if together == nil || len(together.conns) < spread || p.took == 0 || p.took >= quickReply {
+		return nil
+	}
+	own := 0
+	for _, c := range together.conns {
+		if c.pool != p || c.closed {
+			continue
 		}
-		a = <-q.done
+		own++
+		if len(c.out) > 0 && len(c.pending) < maxTogether && (best == nil || len(c.pending) < len(best.pending)) {
+			best = c
+		}
 	}
-	if a.err != nil {
-		return nil, a.err
+	if own < spread {
+		return nil
 	}
-	if len(buf) == 0 {
-		return a.reply, nil
-	}
-	return append(buf, a.reply...), nil
+	return best
 }
 
 // submit puts q in flight, or has it wait. It returns a connection to be flushed,
@@ -275,17 +317,19 @@ func (p *Pool) tryCopy(q *call, now time.Time) {
 func (p *Pool) giveUp(q *call) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if q.ended {
+	if q.over {
 		return false
 	}
-	q.ended = true
+	q.over = true
 	if q.conn == nil {
-		p.waiting.Remove(q.waits)
-		p.stopMaking()
+		if q.waits != nil { // else it has not been submitted
+			p.waiting.Remove(q.waits)
+			p.stopMaking()
+		}
 		return true
 	}
 	// The connection owes us a reply. It comes soon, as a rule.
-	if c := q.conn; !slices.ContainsFunc(c.pending, func(q *call) bool { return !q.ended && q.done != nil }) {
+	if c := q.conn; !slices.ContainsFunc(c.pending, (*call).awaited) {
 		c.owing = p.now()
 		if p.closed {
 			p.drop(c)
@@ -325,6 +369,11 @@ func (p *Pool) got(c *conn, reply []byte) bool {
 	c.pending = slices.Delete(c.pending, i, i+1)
 	c.replies++
 	c.lastUsed, p.lastUsed = now, now
+	if took := max(now.Sub(q.sent), 1); p.took == 0 {
+		p.took = took
+	} else {
+		p.took += (took - p.took) / smoothing
+	}
 	if q.overtaken {
 		p.outOfOrder, p.copyPause = now, copyEvery
 	}
@@ -337,15 +386,19 @@ func (p *Pool) got(c *conn, reply []byte) bool {
 			c.idleFor = min(idle*3/4, ageLimit)
 		}
 	}
-	q.end(answer{reply: reply})
-	if len(c.pending) > 0 && c.owing.IsZero() && !slices.ContainsFunc(c.pending, func(q *call) bool { return !q.ended && q.done != nil }) {
+	awaited := q.awaited()
+	q.over = true
+	if len(c.pending) > 0 && c.owing.IsZero() && !slices.ContainsFunc(c.pending, (*call).awaited) {
 		c.owing = now
 	}
 	flush := p.release(c, now)
 	open := !c.closed
 	p.mu.Unlock()
 	if flush {
-		c.flush()
+		c.send()
+	}
+	if awaited {
+		q.to.replied(reply, nil)
 	}
 	return open
 }
@@ -395,11 +448,11 @@ func (p *Pool) lose(c *conn, err error, unused bool) {
 	c.pending = nil
 	p.drop(c)
 	for _, q := range pending {
-		if q.ended || q.done == nil {
+		if !q.awaited() {
 			continue
 		}
 		if !unused || c.replies == 0 || q.lost >= maxLost {
-			q.end(answer{err: err})
+			q.fail(err)
 			continue
 		}
 		q.lost++
@@ -425,7 +478,7 @@ func (p *Pool) drop(c *conn) {
 	}
 	p.picks = 0
 	for _, q := range c.pending {
-		q.end(answer{err: errGivenUp})
+		q.fail(errGivenUp)
 	}
 	c.pending = nil
 	if p.dialling < p.needed(p.now()) {
@@ -468,7 +521,7 @@ func (p *Pool) made(ctx context.Context, old *conn, limit time.Duration) {
 		// last of them brings the news, or the first that took its full time.
 		now := p.now()
 		if e := p.waiting.Front(); e != nil && (p.needed(now) > p.dialling || now.Sub(e.Value.(*call).sent) >= dialLimit) {
-			p.waiting.Remove(e).(*call).end(answer{err: err})
+			p.waiting.Remove(e).(*call).fail(err)
 		}
 		p.mu.Unlock()
 		return
@@ -478,6 +531,9 @@ func (p *Pool) made(ctx context.Context, old *conn, limit time.Duration) {
 	c := &conn{
 		Conn: nc, pool: p, lastUsed: now, idleFor: idleLimit, until: now.Add(ageLimit),
 		renewAt: now.Add(ageLimit*6/10 + rand.N(ageLimit*3/10)),
+	}
+	if tcp, ok := nc.(*net.TCPConn); ok {
+		c.raw, _ = tcp.SyscallConn() // its one error is that there is no connection
 	}
 	p.conns = append(p.conns, c)
 	p.keepHouse()
@@ -493,7 +549,7 @@ func (p *Pool) made(ctx context.Context, old *conn, limit time.Duration) {
 		return
 	}
 	if flush {
-		c.flush()
+		c.send()
 	}
 	c.read()
 }
@@ -611,7 +667,4 @@ func (p *Pool) stopMaking() {
 	}
 }
 
-var _ interface {
-	Exchanger
-	retrier
-} = (*Pool)(nil)
+var _ Exchanger = (*Pool)(nil)

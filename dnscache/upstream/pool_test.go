@@ -280,7 +280,7 @@ func TestAnAnnouncedLengthCostsNoMemory(t *testing.T) {
 	for range runs {
 		src.Reset(text)
 		r.Reset(src)
-		if b, err := readFrame(r); !errors.Is(err, io.ErrUnexpectedEOF) {
+		if b, _, err := readFrame(r); !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Fatalf("%d bytes, %v", len(b), err)
 		}
 	}
@@ -289,7 +289,7 @@ func TestAnAnnouncedLengthCostsNoMemory(t *testing.T) {
 		t.Errorf("%d bytes for each", each)
 	}
 	long := bytes.Repeat([]byte{1, 2, 3, 4, 5}, 65535/5)
-	if b, err := readFrame(bufio.NewReader(bytes.NewReader(framed(long)))); err != nil || !bytes.Equal(b, long) {
+	if b, _, err := readFrame(bufio.NewReader(bytes.NewReader(framed(long)))); err != nil || !bytes.Equal(b, long) {
 		t.Errorf("%d bytes, %v", len(b), err)
 	}
 }

@@ -77,23 +77,6 @@ func (s *Server) State(now time.Time) State {
 	return st
 }
 
-// ask asks s for key: over UDP if it has that, and over TCP if not, or if the
-// reply is truncated or its question spelled differently (RandomCase). It is the question's nth try, from 0 on; hedge says that it is
-// made because a reply was late. The third try goes over TCP in any case: where
-// every flow takes a path of its own, as to the endpoints of a ClusterIP, half of
-// which are gone, a connection that has been answered on is worth more than a
-// third guess. A server that does not know EDNS is asked without (RFC 6891 6.2.2
-// and 7). by is what counts the protocol that the reply came over.
-func (s *Server) ask(ctx context.Context, now func() time.Time, key []byte, nth int, hedge bool) (reply []byte, by *Counters, err error) {
-	query := wire.AppendUpstreamQuery(make([]byte, 0, 512), 0, key, true)
-	reply, by, err = s.transports(ctx, now, query, nth, hedge)
-	if err == nil && !knowsEDNS(reply) {
-		query = wire.AppendUpstreamQuery(query[:0], 0, key, false)
-		return s.transports(ctx, now, query, nth, hedge)
-	}
-	return reply, by, err
-}
-
 // knowsEDNS reports whether whoever sent reply can tell what EDNS is, version 0 of
 // it (RFC 6891 6.1.3).
 func knowsEDNS(reply []byte) bool {
@@ -104,62 +87,11 @@ func knowsEDNS(reply []byte) bool {
 	return !wire.IsBadVers(reply)
 }
 
-// overTCP is the try that goes over TCP, counted from 0.
-const overTCP = 2
-
-func (s *Server) transports(ctx context.Context, now func() time.Time, query []byte, nth int, hedge bool) ([]byte, *Counters, error) {
-	if s.UDP != nil && nth != overTCP {
-		reply, err := s.timed(ctx, now, s.UDP, query, s.UDPCounters, nth, hedge)
-		switch {
-		case errors.Is(err, errOtherCase):
-			// Whoever that was: over a connection it is the server.
-		case err != nil || wire.Flags(reply)&wire.FlagTC == 0:
-			return reply, s.UDPCounters, err
-		default:
-			// A server that truncates its reply answers. Were this not noted, those of
-			// TCP alone would count, and where that does not get through a few large
-			// replies would make the server dead for all other questions, too.
-			s.replied(now())
-		}
-	}
-	reply, err := s.timed(ctx, now, s.TCP, query, s.TCPCounters, nth, hedge)
-	if err == nil && wire.Flags(reply)&wire.FlagTC != 0 {
-		return nil, nil, errTruncated
-	}
-	return reply, s.TCPCounters, err
-}
-
 // errTruncated says that a server cut a reply that had all the room there is.
 var errTruncated = errors.New("reply truncated over TCP")
 
 // errAnswered ends the tries that another one was quicker than.
 var errAnswered = errors.New("another try was answered")
-
-func (s *Server) timed(ctx context.Context, now func() time.Time, e Exchanger, query []byte, c *Counters, nth int, hedge bool) ([]byte, error) {
-	c.Queries.Add(1)
-	if hedge {
-		c.Hedges.Add(1)
-	}
-	start := now()
-	var reply []byte
-	var err error
-	if r, ok := e.(retrier); ok && nth > 0 {
-		reply, err = r.exchangeAgain(ctx, query, nil)
-	} else {
-		reply, err = e.Exchange(ctx, query, nil)
-	}
-	if err != nil {
-		if !errors.Is(context.Cause(ctx), errAnswered) || s.silentSince(start) {
-			c.Errors.Add(1)
-			s.failedWith(err, now())
-		}
-		return nil, err
-	}
-	took := now().Sub(start)
-	c.answered(took)
-	s.latency.add(took)
-	return reply, nil
-}
 
 // ErrNoReply stands in a State for the end of a question that a server was silent
 // about.
@@ -175,12 +107,6 @@ func (s *Server) failedWith(err error, at time.Time) {
 		err = ErrNoReply
 	}
 	s.trouble.Store(&trouble{err, at})
-}
-
-// A retrier is an exchanger that goes another way with a question that it was
-// asked before in vain.
-type retrier interface {
-	exchangeAgain(ctx context.Context, query, buf []byte) ([]byte, error)
 }
 
 // Dead reports whether the server has answered nobody for deadAfter though it
