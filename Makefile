@@ -15,6 +15,7 @@ BUILD       := CGO_ENABLED=0 go build -trimpath -buildvcs=$(BUILDVCS)
 FUZZTIME    ?= 1m
 KILLTIME    ?= 30s
 OUTAGETIME  ?= 1m
+QUICK       ?=
 KEEP        ?=
 
 .DEFAULT_GOAL := help
@@ -52,10 +53,10 @@ test-cluster: ## runs the tests on booted nodes: systemd, containerd, kubelet, A
 
 promises: ## kills, hangs and breaks what runs on a node and what it asks, counts what its pods feel, and prints the tables (root; KILLTIME=30s, OUTAGETIME=1m)
 	@test/setup.sh promises
-	export NODELOCALDNS_TEST_NODE=$$(test/node/build.sh) NODELOCALDNS_PROMISES=$(CURDIR)/bin/promises NODELOCALDNS_PROMISES_TIME=$(KILLTIME) NODELOCALDNS_PROMISES_OUTAGE=$(OUTAGETIME)
+	export NODELOCALDNS_TEST_NODE=$$(test/node/build.sh) NODELOCALDNS_PROMISES=$(CURDIR)/bin/promises NODELOCALDNS_PROMISES_TIME=$(KILLTIME) NODELOCALDNS_PROMISES_OUTAGE=$(OUTAGETIME) NODELOCALDNS_PROMISES_QUICK=$(QUICK)
 	rm -f bin/promises.md bin/promises.json
 	code=0
-	CGO_ENABLED=0 go test -count=1 -timeout=20m -parallel=4 ./test/promises || code=$$?
+	CGO_ENABLED=0 go test -count=1 -timeout=20m -parallel=20 ./test/promises || code=$$?
 	cat bin/promises.md
 	exit $$code
 
@@ -83,7 +84,7 @@ check: ## does what CI does: lint, run, test, test-cluster and promises (shorter
 	$(MAKE) run
 	NODELOCALDNS_REQUIRE_ROOT=1 $(MAKE) test
 	$(MAKE) test-cluster
-	$(MAKE) promises KILLTIME=15s OUTAGETIME=20s
+	$(MAKE) promises KILLTIME=12s OUTAGETIME=15s QUICK=1
 
 lint: ## checks Go, shell and YAML files; every finding is an error
 	@test/setup.sh lint

@@ -77,7 +77,7 @@ func newBareNode(t *testing.T, config string) *bareNode {
 			$dnat -m statistic --mode random --probability 0.5 -j DNAT --to-destination 10.246.0.2:53
 			$dnat -j DNAT --to-destination 10.246.1.2:53
 		done; done
-		mkdir -p /etc/netns/$n-pod
+		until mkdir -p /etc/netns/$n-pod; do :; done # another one may be removing the directory above
 		printf '%s\n' "nameserver `+local+`" "nameserver `+node.KubeDNS+`" >/etc/netns/$n-pod/resolv.conf`)
 	for i := range b.endpoints {
 		b.within(t, fmt.Sprint("dns", i), func() {

@@ -37,7 +37,12 @@ var clientPrograms = []struct{ name, program string }{
 // The programs of a pod look a name up, each with its own resolver, and ask us
 // first and kube-dns second.
 func TestLookupsSucceedInEveryState(t *testing.T) {
-	m := alone(t)
+	beside(t)
+	machine := alone
+	if quick() {
+		machine = apply
+	}
+	m := machine(t)
 	nothing := func(context.Context) {}
 	command := func(args ...string) func(context.Context) {
 		return func(ctx context.Context) { _, _ = m.Exec(ctx, args...) }

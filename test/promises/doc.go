@@ -15,7 +15,8 @@
 // Counts fail a test: a query that is lost where none may be, a wrong answer
 // anywhere. Times are printed beside what was promised, and the verdict "late"
 // says that one was not kept; they fail a test at four times that, but for those
-// of a few milliseconds. On two processors that also run a control plane, a load
+// of a few milliseconds, and at ten times in a quick run, in which tests run beside
+// each other. On two processors that also run a control plane, a load
 // generator and perhaps another build, the longest of 30,000 latencies says as
 // much about the machine as about the resolver: the tables say how late the load
 // generator was with its own queries, and when a reply came over UDP is told by the

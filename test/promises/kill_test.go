@@ -130,12 +130,17 @@ func TestAResolverKilledForItsMemoryAnswersWhatWaited(t *testing.T) {
 	for range kills {
 		before := m.number(t, resolver, "NRestarts")
 		m.lowerMemory(t)
-		flood := m.load(t, load.Plan{Rate: 1500, Count: 20 * 1500, Sockets: 32, Names: podNames(20000), Timeout: time.Second})
-		eventually(t, "the resolver to be killed for its memory", 20*time.Second, func() error {
-			if m.number(t, resolver, "NRestarts") == before {
-				return errors.New("it has " + m.show(t, resolver, "MemoryCurrent") + " bytes")
+		flood := m.load(t, load.Plan{Rate: 1500, Count: 60 * 1500, Sockets: 32, Names: podNames(20000), Timeout: time.Second})
+		tight := time.Now()
+		eventually(t, "the resolver to be killed for its memory", time.Minute, func() error {
+			if m.number(t, resolver, "NRestarts") > before {
+				return nil
 			}
-			return nil
+			if time.Since(tight) > 10*time.Second { // the kernel has found something that it need not keep
+				m.lowerMemory(t)
+				tight = time.Now()
+			}
+			return errors.New("it has " + m.show(t, resolver, "MemoryCurrent") + " bytes")
 		})
 		flood.stop()
 		m.in(t, resolver, 5*time.Second, "active")
@@ -155,15 +160,16 @@ func TestAResolverKilledForItsMemoryAnswersWhatWaited(t *testing.T) {
 		"%d kills, %d queries: %d lost, %d wrong, %d SERVFAIL; %s", kills, s.Sent, s.Lost, s.Wrong, s.Servfail, slowest(s))
 }
 
-// lowerMemory leaves the running resolver no more memory than it has.
+// lowerMemory leaves the running resolver no more memory than it has, or where it
+// has got some more meanwhile, as much as before.
 func (m *machine) lowerMemory(t *testing.T) {
 	t.Helper()
 	m.output(t, "sh", "-ec", `cd /sys/fs/cgroup
 		group=$(systemctl show --value --property=ControlGroup `+resolver+`)
 		if [ -d memory ]; then
-			cd "memory$group" && cat memory.usage_in_bytes >memory.limit_in_bytes
+			cd "memory$group"; cat memory.usage_in_bytes >memory.limit_in_bytes || :
 		else
-			cd ".$group" && cat memory.current >memory.max
+			cd ".$group"; cat memory.current >memory.max || :
 		fi`)
 }
 

@@ -57,6 +57,20 @@ func loopTime(t *testing.T) time.Duration {
 	return d
 }
 
+// quick is whether what is counted matters more than how long it takes, as
+// NODELOCALDNS_PROMISES_QUICK says: all tests together take two thirds of the time,
+// also on a busy machine, and their latencies say more about that.
+func quick() bool { return os.Getenv("NODELOCALDNS_PROMISES_QUICK") != "" }
+
+// beside has a quick test run beside others: one that asks little, and waits for
+// most of its time.
+func beside(t *testing.T) {
+	t.Helper()
+	if quick() {
+		t.Parallel()
+	}
+}
+
 func TestMain(m *testing.M) {
 	os.Exit(node.Main(func() int {
 		code := m.Run()
@@ -134,10 +148,16 @@ type machine struct {
 	names   []load.Name
 }
 
+// places are those of nodes that may run at once: more of them would wait for each
+// other's boots.
+var places = make(chan struct{}, 4)
+
 // boot boots a node that has joined, with our programs on it and nothing of
 // them active.
 func boot(t *testing.T) *machine {
 	t.Helper()
+	places <- struct{}{}
+	t.Cleanup(func() { <-places })
 	m := install(t)
 	t.Cleanup(func() {
 		if t.Failed() {

@@ -30,6 +30,7 @@ func outageTime(t *testing.T) time.Duration {
 // What kube-dns and the network on the way there may do, all at the same time on
 // nodes of their own.
 func TestKubeDNSMayFail(t *testing.T) {
+	beside(t)
 	lasts := outageTime(t)
 	for i, tt := range []struct {
 		name string
@@ -166,6 +167,7 @@ func slowName(t *testing.T, b *bareNode, lasts time.Duration) {
 // The resolvers of libc and others have our address and that of kube-dns: glibc
 // asks for A and AAAA from one socket, and musl asks both servers at once.
 func TestLookupsSucceedWhereKubeDNSFails(t *testing.T) {
+	beside(t)
 	for i, tt := range []struct {
 		state string
 		do    func(*testing.T, *bareNode)
@@ -226,7 +228,7 @@ func TestAFloodOfRandomNamesHurtsNobodyElse(t *testing.T) {
 		return wl.wait().Summary(nil), nl.wait().Summary(nil)
 	}
 	both(time.Second, 1000) // now they are warm
-	w0, n0 := both(10*time.Second, 2000)
+	w0, n0 := both(min(lasts, 10*time.Second), 2000)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	watched := make(chan int64)

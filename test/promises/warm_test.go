@@ -15,11 +15,19 @@ import (
 // 75 is a miss at any time.
 func TestARestartBeginsWithWhatWasCached(t *testing.T) {
 	m := alone(t)
-	const restarts, rate, count = 10, 10000, 4000
+	const (
+		restarts = 10
+		life     = 30 * time.Second
+	)
+	rate, count := 10000, 4000
+	if quick() { // a busy machine cannot ask kube-dns for all of those at once
+		rate, count = rate/4, count/4
+	}
 	names := make([]load.Name, count)
 	for i := range names {
 		names[i] = load.Name{Name: fmt.Sprintf("n%04d.example.com.", i), Type: "A", Rcode: "NXDOMAIN"}
 	}
+	begun := time.Now()
 	l := m.load(t, load.Plan{Rate: rate, Count: 90 * rate, Sockets: 64, Fresh: 5, Names: names})
 	time.Sleep(3 * time.Second) // two and a half rounds
 	first := m.hits(t)
@@ -27,7 +35,11 @@ func TestARestartBeginsWithWhatWasCached(t *testing.T) {
 	before := m.hits(t).since(first).ratio()
 
 	worst := 1.0
-	for range restarts {
+	for i := range restarts {
+		if i > 0 && time.Since(begun) > life-5*time.Second {
+			t.Logf("only %d restarts before all names expire", i)
+			break
+		}
 		m.output(t, "systemctl", "restart", resolver)
 		time.Sleep(time.Second)
 		ratio := m.hits(t).ratio() // of the new process, and so since its start
