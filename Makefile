@@ -42,9 +42,13 @@ node: build ## boots a node of a cluster with bin/nodelocaldns installed, and op
 	$(BUILD) -o bin/ ./test/node/cmd/...
 	@bin/node bin/nodelocaldns{,-relay}
 
+# Clones share what is built, and nobody debugs these binaries: linking them without
+# what a debugger needs takes half the time. Some tests lay out what other users of
+# the machine are to read.
 test: ## runs all tests with the race detector (as root also those on real interfaces and rules)
 	@test/setup.sh test
-	CGO_ENABLED=1 go test -race ./...
+	umask 022
+	CGO_ENABLED=1 go test -race -trimpath -ldflags=-w ./...
 
 test-cluster: ## runs the tests on booted nodes: systemd, containerd, kubelet, API server (root; builds them once)
 	@test/setup.sh node
