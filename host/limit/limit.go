@@ -15,6 +15,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -27,7 +30,7 @@ const Namespace = "kube-system"
 
 // Name is that of the Lease with number i, counted from 0. The role in
 // units/rbac.yaml names them one by one.
-func Name(i int) string { return fmt.Sprintf("nodelocaldns-window-%d", i) }
+func Name(i int) string { return "nodelocaldns-window-" + strconv.Itoa(i) }
 
 const (
 	// TTL is for how long a Lease is held without being renewed. It is measured
@@ -40,12 +43,33 @@ const (
 	// renewEvery leaves four attempts within TTL.
 	renewEvery = 2 * time.Minute
 
-	// askEvery is how often who waits asks. Up to jitter is added at random:
-	// nodes that are told to begin at the same moment do not keep asking at the
-	// same moment.
+	// askEvery is how often who waits asks at first, and jitter the part of a
+	// pause that is added to it at random at most: nodes that are told to begin
+	// at the same moment do not keep asking at the same moment.
 	askEvery = 5 * time.Second
-	jitter   = 2 * time.Second
+	jitter   = 0.4
+
+	// windowTakes is about how long a Lease is held: 30 s to see that the kubelet
+	// stays, and what is before and after.
+	windowTakes = 40 * time.Second
+
+	// looks is at how many Leases who waits looks at a time.
+	looks = 2
+
+	// crowd is at how many Leases others may be faster before who asks takes
+	// it that there are more nodes than Leases, and waits.
+	crowd = 3
 )
+
+// pause is how long is waited for the next question by who has waited for so
+// long. It grows with the root of that: who waits long is one of many, so that
+// somebody soon sees what is given back, and all together ask less; and it stays
+// small against what has been waited already. Of 1,000 nodes that began together,
+// those left after an hour ask once a minute.
+func (cfg Config) pause(waited time.Duration) time.Duration {
+	p := float64(askEvery) * math.Sqrt(1+max(0, waited.Seconds())/windowTakes.Seconds())
+	return time.Duration(p * (1 + jitter*cfg.Rand()))
+}
 
 // API is what the limit needs of the API server. Errors are those of
 // [apiserver]; a change that is none because somebody else was first is a
@@ -148,11 +172,12 @@ func Acquire(ctx context.Context, cfg Config) (*Held, error) {
 		ctx, cancel = context.WithTimeoutCause(ctx, cfg.Timeout, errTimeout)
 		defer cancel()
 	}
-	said := ""
+	said, start := "", cfg.Now()
 	var now Waiting
 	var unsure *unsureError
+	search := search{next: cfg.any()}
 	for {
-		l, others, err := cfg.take(ctx)
+		l, others, err := cfg.ask(ctx, &search)
 		if err == nil {
 			unsure = nil
 		}
@@ -165,12 +190,15 @@ func Acquire(ctx context.Context, cfg Config) (*Held, error) {
 				Next: "--max-unavailable needs an identity of its own: units/rbac.yaml has its rights"}
 		case ctx.Err() == nil:
 			now = Waiting{others, err}
-			if text := now.String(); text != said && cfg.Waiting != nil {
+			if cfg.Waiting == nil {
+				break
+			}
+			if text := now.String(); text != said {
 				cfg.Waiting(now)
 				said = text
 			}
 		}
-		pause := time.NewTimer(askEvery + time.Duration(cfg.Rand()*float64(jitter)))
+		pause := time.NewTimer(cfg.pause(cfg.Now().Sub(start)))
 		select {
 		case <-pause.C:
 		case <-ctx.Done():
@@ -222,11 +250,59 @@ func (cfg Config) ended(ctx context.Context, now Waiting) error {
 	return &step.Error{Err: err, Next: "try again when they are done, or wait longer with --timeout"}
 }
 
-// take takes a Lease if one can be had. Else there is an error, or others are
-// those that hold them.
+// A search is what is known from one question of Acquire to the next.
+type search struct {
+	others []Other // who hold the Leases; nil: not all have been read since it might have been we
+	next   int     // the Lease that is looked at next
+}
+
+// ask takes a Lease if one can be had. Else there is an error, or others are those
+// that hold them.
+//
+// When all were read, the next questions are about one Lease each, in turn: who
+// waits beside many would else ask for as many, and somebody looks at each soon.
+func (cfg Config) ask(ctx context.Context, s *search) (taken apiserver.Lease, others []Other, err error) {
+	for look := 0; s.others != nil && cfg.Max > looks; look++ {
+		if look == looks {
+			return taken, slices.Clone(s.others), nil
+		}
+		name := Name(s.next % cfg.Max)
+		s.next++
+		l, err := cfg.API.Lease(ctx, Namespace, name)
+		if errors.Is(err, apiserver.ErrNotFound) || err == nil && l.Holder == cfg.Node {
+			break // the latter is a change of ours that was made long after it was sent
+		}
+		var other *Other
+		if err == nil {
+			other, err = cfg.other(ctx, l)
+		}
+		switch i := slices.IndexFunc(s.others, func(o Other) bool { return o.Lease == name }); {
+		case err != nil:
+			return taken, nil, err
+		case other == nil:
+			s.others = nil
+		case i < 0:
+			s.others = append(s.others, *other)
+		default:
+			s.others[i] = *other
+		}
+	}
+	s.others = nil
+	taken, others, err = cfg.take(ctx)
+	if err == nil {
+		s.others = slices.Clone(others)
+	}
+	return taken, others, err
+}
+
+// any is the number of one of the Leases.
+func (cfg Config) any() int { return int(cfg.Rand()*float64(cfg.Max)) % cfg.Max }
+
+// take is ask by reading all.
 //
 // A Lease is taken only when all have been read: one may be ours, also from a
-// change whose reply did not arrive, and nobody holds two.
+// change whose reply did not arrive, and nobody holds two. Those that can be had
+// are tried from any on: nodes that come together do not all try the same.
 func (cfg Config) take(ctx context.Context) (taken apiserver.Lease, others []Other, err error) {
 	all := make([]apiserver.Lease, cfg.Max)
 	for i := range all {
@@ -242,7 +318,9 @@ func (cfg Config) take(ctx context.Context) (taken apiserver.Lease, others []Oth
 		}
 		all[i] = l
 	}
-	for _, l := range all {
+	faster := 0
+	for i, from := 0, cfg.any(); i < len(all) && faster < crowd; i++ {
+		l := all[(from+i)%len(all)]
 		other, err := cfg.other(ctx, l)
 		if err != nil {
 			return taken, nil, err
@@ -260,6 +338,7 @@ func (cfg Config) take(ctx context.Context) (taken apiserver.Lease, others []Oth
 			return taken, nil, &unsureError{l.Name, err}
 		}
 		others = append(others, Other{Lease: l.Name})
+		faster++
 	}
 	return taken, others, nil
 }

@@ -168,6 +168,162 @@ c ready=true marked=false
 	})
 }
 
+// asked is a store that says when it was asked for what.
+type asked struct {
+	*store
+	start time.Time
+	log   strings.Builder
+	busy  bool // somebody is faster at every change
+}
+
+func (a *asked) say(what, name string) {
+	fmt.Fprintf(&a.log, "%s %s %s\n", time.Since(a.start).Round(time.Second), what, strings.TrimPrefix(name, "nodelocaldns-window-"))
+}
+
+func (a *asked) Lease(ctx context.Context, namespace, name string) (apiserver.Lease, error) {
+	a.say("reads", name)
+	return a.store.Lease(ctx, namespace, name)
+}
+
+func (a *asked) CreateLease(ctx context.Context, l apiserver.Lease) (apiserver.Lease, error) {
+	a.say("creates", l.Name)
+	if a.busy {
+		return l, &apiserver.Conflict{Err: errors.New("already exists")}
+	}
+	return a.store.CreateLease(ctx, l)
+}
+
+func (a *asked) UpdateLease(ctx context.Context, l apiserver.Lease) (apiserver.Lease, error) {
+	a.say("updates", l.Name)
+	return a.store.UpdateLease(ctx, l)
+}
+
+func TestWhoWaitsLongAsksLessOfTheAPIServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		s := newStore("a", "b", "c", "d", "e")
+		var held []*limit.Held
+		for _, name := range []string{"a", "b", "c", "d"} {
+			held = append(held, acquire(t, config(s, name, 4, &log)))
+		}
+		time.AfterFunc(32*time.Second, func() { release(t, held[1]) })
+		a := &asked{store: s, start: time.Now()}
+		cfg := config(a, "e", 4, &log)
+		cfg.Rand = func() float64 { return 0.5 } // begins in the middle, and adds a fifth to each pause
+		e := acquire(t, cfg)
+		const want = `0s reads 0
+0s reads 1
+0s reads 2
+0s reads 3
+6s reads 2
+6s reads 3
+12s reads 0
+12s reads 1
+19s reads 2
+19s reads 3
+27s reads 0
+27s reads 1
+34s reads 2
+34s reads 3
+43s reads 0
+43s reads 1
+43s reads 0
+43s reads 1
+43s reads 2
+43s reads 3
+43s updates 1
+`
+		if a.log.String() != want {
+			t.Errorf("got\n%swant\n%s", &a.log, want)
+		}
+
+		// An hour later it would be once a minute.
+		for _, h := range append(held, e) {
+			release(t, h)
+		}
+		for _, name := range []string{"a", "b", "c", "d"} {
+			defer release(t, acquire(t, config(s, name, 4, &log)))
+		}
+		a = &asked{store: s, start: time.Now()}
+		cfg = config(a, "e", 4, &log)
+		cfg.Timeout = time.Hour
+		if _, err := limit.Acquire(t.Context(), cfg); err == nil {
+			t.Error("a fifth has a window")
+		}
+		if got, want := strings.Count(a.log.String(), "reads"), 4+2*137; got != want {
+			t.Errorf("%d reads in an hour, want %d", got, want)
+		}
+	})
+}
+
+func TestNodesThatComeTogetherDoNotAllTryTheSameLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		a := &asked{store: newStore("a"), start: time.Now()}
+		cfg := config(a, "a", 4, &log)
+		cfg.Rand = func() float64 { return 0.75 }
+		release(t, acquire(t, cfg))
+		b := &asked{store: newStore("b"), start: time.Now(), busy: true}
+		cfg = config(b, "b", 5, &log)
+		cfg.Timeout = time.Second
+		if _, err := limit.Acquire(t.Context(), cfg); err == nil {
+			t.Error("acquired although others were faster")
+		}
+		const want = `0s reads 0
+0s reads 1
+0s reads 2
+0s reads 3
+0s creates 3
+0s updates 3
+
+0s reads 0
+0s reads 1
+0s reads 2
+0s reads 3
+0s reads 4
+0s creates 0
+0s creates 1
+0s creates 2
+`
+		if got := a.log.String() + "\n" + b.log.String(); got != want {
+			t.Errorf("got\n%swant\n%s", got, want)
+		}
+	})
+}
+
+// A late is a store that makes the first change of a Lease a minute after it told
+// that nobody answers.
+type late struct {
+	*store
+	was bool
+}
+
+func (l *late) CreateLease(ctx context.Context, made apiserver.Lease) (apiserver.Lease, error) {
+	if l.was {
+		return l.store.CreateLease(ctx, made)
+	}
+	l.was = true
+	for _, name := range []string{"c", "d"} { // meanwhile others have all there are
+		_, _ = l.store.CreateLease(ctx, apiserver.Lease{Namespace: made.Namespace, Name: limit.Name(int(name[0] - 'b')), Holder: name, Renewed: time.Now().Add(time.Hour)})
+	}
+	_, _ = l.store.CreateLease(ctx, apiserver.Lease{Namespace: made.Namespace, Name: made.Name, Holder: "x", Renewed: time.Now().Add(time.Hour)})
+	time.AfterFunc(time.Minute, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.put(made)
+	})
+	return made, apiserver.ErrUnreachable
+}
+
+func TestAChangeThatIsMadeLateIsTakenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		cfg := config(&late{store: newStore("a")}, "a", 3, &log)
+		cfg.Timeout = 3 * time.Minute
+		release(t, acquire(t, cfg))
+	})
+}
+
 // gone is a store in which node a has a Lease and nobody renews it any more.
 func gone(t *testing.T, log *bytes.Buffer) *store {
 	t.Helper()
