@@ -19,7 +19,7 @@ QUICK       ?=
 KEEP        ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build package run node test test-cluster promises bench bench-quick bench-micro bench-parts check lint fuzz clean
+.PHONY: help build package run node test test-cluster sim promises bench bench-quick bench-micro bench-parts check lint fuzz clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -53,7 +53,10 @@ test: ## runs all tests with the race detector (as root also those on real inter
 test-cluster: ## runs the tests on booted nodes: systemd, containerd, kubelet, API server (root; builds them once)
 	@test/setup.sh node
 	export NODELOCALDNS_TEST_NODE=$$(test/node/build.sh)
-	CGO_ENABLED=0 go test -count=1 -p=1 -timeout=15m -parallel=8 ./test/node/... ./test/package/node ./test/fleet
+	CGO_ENABLED=0 go test -count=1 -p=1 -timeout=15m -parallel=8 ./test/node/... ./test/package/node ./test/fleet ./test/sim
+
+sim: ## rolls up to 10,000 simulated nodes through --max-unavailable, and prints a table; two minutes
+	@NODELOCALDNS_SIM_TABLE=1 go test -count=1 -v -run=TestTable ./test/sim | grep '^|'
 
 promises: ## kills, hangs and breaks what runs on a node and what it asks, counts what its pods feel, and prints the tables (root; KILLTIME=30s, OUTAGETIME=1m)
 	@test/setup.sh promises
