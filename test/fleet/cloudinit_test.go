@@ -130,7 +130,7 @@ func TestThePodsOfANewNodeAskUsFromItsFirstBoot(t *testing.T) {
 	m.prints(t, kubelets, "1\n"+asked)
 	m.answers(t)
 	m.prints(t, "cat /etc/nodelocaldns/config.yaml", "# of the fleet\nkubelet: {settle: 3s}\n")
-	m.sh(t, 0, "grep ^applied /var/log/cloud-init-output.log")
+	m.sh(t, 0, "journalctl --boot --no-hostname --identifier=cloud-init --identifier=systemd --identifier=timeout | grep -E 'applied|Finished cloud-init|nodelocaldns|kubelet'")
 	m.sh(t, 0, "nodelocaldns plan")
 	m.sh(t, 0, "cloud-init status --wait && cloud-init schema --config-file /root/ours && test -e /root/site")
 
@@ -155,17 +155,24 @@ func (m machine) crashLoops(t *testing.T) {
 	}))
 }
 
+// serve is a web server that nodes reach, of these files. It returns its URL.
+func serve(t *testing.T, c *node.Cluster, files http.FileSystem) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", c.Address()+":0")
+	must(t, err)
+	server := &http.Server{Handler: http.FileServer(files)}
+	go func() { _ = server.Serve(listener) }() // until Close
+	t.Cleanup(func() { must(t, server.Close()) })
+	return "http://" + listener.Addr().String() + "/"
+}
+
 func TestAPackageIsFetchedInTheFirstBootOfANodeThatJoinsLater(t *testing.T) {
 	t.Parallel()
 	m := create(t, node.Debian13, "fetched")
 	data, err := os.ReadFile(deb())
 	must(t, err)
-	listener, err := net.Listen("tcp", m.cluster.Address()+":0")
-	must(t, err)
-	server := &http.Server{Handler: http.FileServer(http.Dir(os.Getenv(built)))}
-	go func() { _ = server.Serve(listener) }() // until Close
-	t.Cleanup(func() { must(t, server.Close()) })
-	m.putUserData(t, "--url", fmt.Sprintf("http://%s/%s", listener.Addr(), filepath.Base(deb())), "--sha256", fmt.Sprintf("%x", sha256.Sum256(data)))
+	url := serve(t, m.cluster, http.Dir(os.Getenv(built)))
+	m.putUserData(t, "--url", url+filepath.Base(deb()), "--sha256", fmt.Sprintf("%x", sha256.Sum256(data)))
 	must(t, m.Boot(t.Context()))
 	m.crashLoops(t)
 	must(t, m.Join(t.Context()))
@@ -177,6 +184,39 @@ func TestAPackageIsFetchedInTheFirstBootOfANodeThatJoinsLater(t *testing.T) {
 	m.sh(t, 0, "nodelocaldns plan")
 	m.sh(t, 0, "cloud-init status --wait && cloud-init schema --config-file /root/ours && test -e /root/site")
 	m.prints(t, "dpkg --verify nodelocaldns; ls /etc/systemd/system/nodelocaldns* 2>/dev/null || true", "")
+}
+
+// repository is one for apt that has the package alone: its directory.
+func repository(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	data, err := os.ReadFile(deb())
+	must(t, err)
+	fields, err := exec.CommandContext(t.Context(), "dpkg-deb", "--field", deb()).Output()
+	must(t, err)
+	name := filepath.Base(deb())
+	index := fmt.Appendf(fields, "Filename: ./%s\nSize: %d\nSHA256: %x\n", name, len(data), sha256.Sum256(data))
+	must(t, os.WriteFile(filepath.Join(dir, name), data, 0o600))
+	must(t, os.WriteFile(filepath.Join(dir, "Packages"), index, 0o600))
+	return dir
+}
+
+func TestAPackageOfARepositoryIsInstalledInTheFirstBoot(t *testing.T) {
+	t.Parallel()
+	m := create(t, node.Debian13, "repository")
+	url := serve(t, m.cluster, http.Dir(repository(t)))
+	must(t, m.Put("/etc/apt/sources.list", nil, 0o644)) // which apt would look for in vain
+	sources := filepath.Join(t.TempDir(), "lab.sources")
+	must(t, os.WriteFile(sources, []byte("Types: deb\nURIs: "+url+"\nSuites: ./\nTrusted: yes\n"), 0o600))
+	m.putUserData(t, "--package", "nodelocaldns="+version, "--repository", sources)
+	must(t, m.Join(t.Context()))
+	must(t, m.Boot(t.Context()))
+	must(t, m.Ready(t.Context()))
+
+	m.prints(t, kubelets, "1\n"+asked)
+	m.answers(t)
+	m.sh(t, 0, "nodelocaldns plan")
+	m.sh(t, 0, "cloud-init status --wait && cloud-init schema --config-file /root/ours")
 }
 
 // What Packer and mkosi do where they make an image is run in it.
