@@ -119,7 +119,7 @@ func (w workers) takes(now time.Time, c Cost) time.Time {
 }
 
 // arrives counts a request and says when it is done, and what becomes of it.
-func (s *Server) arrives(write bool) (done time.Time, fault error, lost bool) {
+func (s *Server) arrives(write bool) (done time.Time, lost bool, fault error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
@@ -138,16 +138,16 @@ func (s *Server) arrives(write bool) (done time.Time, fault error, lost bool) {
 	f, p := s.faults, s.rand.Float64()
 	switch {
 	case p < f.Busy:
-		return done, &apiserver.Busy{RetryAfter: time.Second, Err: errors.New("429")}, false
+		return done, false, &apiserver.Busy{RetryAfter: time.Second, Err: errors.New("429")}
 	case p < f.Busy+f.Broken:
-		return done, apiserver.ErrUnreachable, false
+		return done, false, apiserver.ErrUnreachable
 	case p < f.Busy+f.Broken+f.Lost:
-		return done, nil, true
+		return done, true, nil
 	case p < f.Busy+f.Broken+f.Lost+f.Conflict && write:
 		s.requests.Conflicts++
-		return done, errModified(), false
+		return done, false, errModified()
 	}
-	return done, nil, false
+	return done, false, nil
 }
 
 func errModified() error {
@@ -157,7 +157,7 @@ func errModified() error {
 // ask makes a request: what it does is do.
 func (s *Server) ask(ctx context.Context, write bool, do func() error) error {
 	for try := 1; ; try++ {
-		done, fault, lost := s.arrives(write)
+		done, lost, fault := s.arrives(write)
 		takes := time.Until(done)
 		if takes > patience {
 			takes, lost = patience, true
@@ -267,7 +267,7 @@ func (s *Server) change(ctx context.Context, n apiserver.Node, annotations map[s
 	return n, err
 }
 
-// Held are the holders of Leases, and Cordoned the nodes that are, sorted.
+// Held are the nodes that hold a Lease, sorted.
 func (s *Server) Held() (holders []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -280,7 +280,7 @@ func (s *Server) Held() (holders []string) {
 	return holders
 }
 
-// Cordoned are the nodes that are.
+// Cordoned are the nodes that are, sorted.
 func (s *Server) Cordoned() (names []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
