@@ -93,7 +93,7 @@ check: ## does what CI does: lint, run, test, test-cluster and promises (shorter
 	$(MAKE) test-cluster
 	$(MAKE) promises KILLTIME=12s OUTAGETIME=15s QUICK=1
 
-lint: ## checks Go, shell and YAML files; every finding is an error
+lint: ## checks Go, shell, YAML and Ansible files; every finding is an error
 	@test/setup.sh lint
 	test/lint
 
