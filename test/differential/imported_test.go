@@ -180,8 +180,8 @@ func addressesIn(text string) []netip.Addr {
 	return slices.Compact(all)
 }
 
-// A party is servers that answer alike: which of them is asked is left to chance.
-// They are those of one forward; kube-dns by its two addresses is one.
+// parties names the servers of a Corefile: those of one forward have one name, as
+// chance decides which of them is asked, and so has kube-dns by its two addresses.
 func parties(corefile string) map[netip.Addr]string {
 	all := map[netip.Addr]string{}
 	for line := range strings.Lines(corefile) {
@@ -256,18 +256,18 @@ func serve(t *testing.T, at []netip.Addr, busy func(netip.AddrPort) bool, names 
 			}
 			name := cmp.Or(names[a], a.String())
 			if port == 853 || port == 8853 {
-				l, err := shared.Listen(context.Background(), "tcp", addr.String())
+				l, err := shared.Listen(t.Context(), "tcp", addr.String())
 				if err != nil {
 					t.Fatal(err)
 				}
 				all = append(all, &dns.Server{Listener: tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{cert}}), Handler: server{name, "tls"}, MaxTCPQueries: -1})
 				continue
 			}
-			l, err := shared.Listen(context.Background(), "tcp", addr.String())
+			l, err := shared.Listen(t.Context(), "tcp", addr.String())
 			if err != nil {
 				t.Fatal(err)
 			}
-			c, err := shared.ListenPacket(context.Background(), "udp", addr.String())
+			c, err := shared.ListenPacket(t.Context(), "udp", addr.String())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -282,7 +282,7 @@ func serve(t *testing.T, at []netip.Addr, busy func(netip.AddrPort) bool, names 
 	}
 	return func() {
 		for _, s := range all {
-			ctx, cancel := context.WithCancel(context.Background())
+			ctx, cancel := context.WithCancel(t.Context())
 			cancel() // nobody is waited for
 			_ = s.ShutdownContext(ctx)
 		}
@@ -356,8 +356,8 @@ func inquiries() []inquiry {
 	return append(all, inquiry{".", dns.TypeNS, "udp"}, inquiry{"www.example.net.", dns.TypeHINFO, "udp"})
 }
 
-// answer is what a client sees of a reply: code, records in order, and their TTL. A
-// reply from the cache is not compared by its TTL: time has passed.
+// put asks, and says what a client sees of the reply: code, records in order, and
+// their TTLs.
 func (i inquiry) put(at netip.AddrPort) string {
 	c := &dns.Client{Net: i.net, Timeout: patience}
 	m := new(dns.Msg).SetQuestion(i.name, i.typ)
