@@ -19,12 +19,20 @@ const batchSize = 32
 // A batch is room for the packets of one system call, laid out once: recvmmsg(2)
 // fills it, and replies go to whom their queries came from. It must not be moved.
 type batch struct {
-	in, out [batchSize]mmsghdr
+	in      [batchSize]mmsghdr
 	from    [batchSize]unix.RawSockaddrInet6 // the longer of the two kinds
 	queries [batchSize][maxQuery]byte
-	replies [batchSize][wire.MaxUDP]byte
-	vectors [2 * batchSize]unix.Iovec
-	n       int // replies that are to be sent
+	vectors [batchSize]unix.Iovec
+	replies
+}
+
+// replies are room for the packets of one sendmmsg(2), laid out once. It must not be
+// moved.
+type replies struct {
+	out  [batchSize]mmsghdr
+	data [batchSize][wire.MaxUDP]byte
+	outs [batchSize]unix.Iovec
+	n    int // that are to be sent
 }
 
 // mmsghdr is the kernel's struct (recvmmsg(2)).
@@ -36,20 +44,26 @@ type mmsghdr struct {
 func newBatch() *batch {
 	b := new(batch)
 	for i := range batchSize {
-		in, out := &b.vectors[i], &b.vectors[batchSize+i]
+		in := &b.vectors[i]
 		in.Base = &b.queries[i][0]
 		in.SetLen(maxQuery)
 		b.in[i].header.Iov = in
 		b.in[i].header.SetIovlen(1)
 		b.in[i].header.Name = (*byte)(unsafe.Pointer(&b.from[i]))
-		out.Base = &b.replies[i][0]
-		b.out[i].header.Iov = out
-		b.out[i].header.SetIovlen(1)
 		// Its memory is had now: where there is none left, no query has been read.
 		clear(b.queries[i][:])
-		clear(b.replies[i][:])
+		clear(b.data[i][:])
 	}
+	b.layOut()
 	return b
+}
+
+func (r *replies) layOut() {
+	for i := range batchSize {
+		r.outs[i].Base = &r.data[i][0]
+		r.out[i].header.Iov = &r.outs[i]
+		r.out[i].header.SetIovlen(1)
+	}
 }
 
 // receive reads what there is, without waiting, and returns how many packets that
@@ -91,23 +105,28 @@ func (b *batch) sender(i int) netip.AddrPort {
 // port is a port as it is on the wire.
 func port(p *uint16) uint16 { return binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(p))[:]) }
 
-// room is for the next reply.
-func (b *batch) room() []byte { return b.replies[b.n][:0] }
-
 // reply adds a reply to packet i, which was made in room.
 func (b *batch) reply(i int, reply []byte) {
-	out := &b.out[b.n]
+	b.add(reply, b.in[i].header.Name, b.in[i].header.Namelen)
+}
+
+// room is for the next reply.
+func (r *replies) room() []byte { return r.data[r.n][:0] }
+
+// add adds a reply that was made in room. name is the kernel's form of whom it is for.
+func (r *replies) add(reply []byte, name *byte, size uint32) {
+	out := &r.out[r.n]
 	out.header.Iov.SetLen(len(reply))
-	out.header.Name, out.header.Namelen = b.in[i].header.Name, b.in[i].header.Namelen
-	b.n++
+	out.header.Name, out.header.Namelen = name, size
+	r.n++
 }
 
 // send sends the replies. What the kernel does not take is lost: a client that
 // cannot be reached is none of our errors, and a send buffer is full only of
 // replies to many addresses that are not there.
-func (b *batch) send(fd uintptr) {
-	for sent := 0; sent < b.n; {
-		n, _, errno := syscall.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&b.out[sent])), uintptr(b.n-sent), unix.MSG_DONTWAIT, 0, 0)
+func (r *replies) send(fd uintptr) {
+	for sent := 0; sent < r.n; {
+		n, _, errno := syscall.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&r.out[sent])), uintptr(r.n-sent), unix.MSG_DONTWAIT, 0, 0)
 		if errno == unix.EINTR {
 			continue
 		}
@@ -116,5 +135,5 @@ func (b *batch) send(fd uintptr) {
 		}
 		sent += int(n)
 	}
-	b.n = 0
+	r.n = 0
 }

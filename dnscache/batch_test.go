@@ -125,11 +125,20 @@ func newReader(t *testing.T, at string) (*Server, *testReader, netip.AddrPort) {
 		t.Skip("this machine has no such loopback address: ", err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	p := &packetSocket{conn: conn.(*net.UDPConn)}
+	p := newPacketSocket(conn.(*net.UDPConn), false)
 	return s, &testReader{reader{packetSocket: p, server: s, batch: newBatch()}}, conn.LocalAddr().(*net.UDPAddr).AddrPort()
 }
 
 type testReader struct{ reader }
+
+// write sends a datagram as to a client that has waited.
+func (r *testReader) write(b []byte, to netip.AddrPort) {
+	o := outboxes.Get().(*outbox)
+	o.socket = r.packetSocket
+	o.address(append(o.room(), b...), to)
+	o.flush()
+	outboxes.Put(o)
+}
 
 // once reads a batch, and never asks for another.
 func (r *testReader) once(fd uintptr) bool {

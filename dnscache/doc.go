@@ -13,8 +13,8 @@
 // upstream is known not to answer (stale.go).
 //
 // Everything else joins a flight: one upstream question for a key and all who
-// wait for it. Its goroutine finds the route (longest suffix), asks the
-// route's group of servers, decides what of the reply may be kept
+// wait for it. It finds the route (longest suffix) and asks the route's group of
+// servers. It has no goroutine: whoever reads the reply decides what of it may be kept
 // (cache.Admit), keeps it, and answers.
 //
 // # What holds

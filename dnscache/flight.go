@@ -322,7 +322,7 @@ func (fl *flight) Due(x *deadline.Deadline) {
 		fl.stop(context.DeadlineExceeded)
 	case &fl.answer:
 		s.flights.listenOn(fl)
-		s.land(fl, cache.NewFailure(fl.key, wire.ServFail, wire.EDENetworkError, fl.route.zone, s.now()), silent)
+		s.land(fl, cache.NewFailure(fl.key, wire.ServFail, wire.EDENetworkError, fl.route.zone, s.now()), silent, nil)
 		signal(s.suspected)
 	}
 }
@@ -337,7 +337,7 @@ func (f *flights) listenOn(fl *flight) {
 }
 
 // Answered implements upstream.Asker.
-func (fl *flight) Answered(reply []byte, by *upstream.Counters, err error) {
+func (fl *flight) Answered(reply []byte, by *upstream.Counters, err error, round *upstream.Round) {
 	s := fl.server
 	defer s.flights.ended(fl, errors.Is(err, upstream.ErrDead))
 	now := s.now()
@@ -355,7 +355,7 @@ func (fl *flight) Answered(reply []byte, by *upstream.Counters, err error) {
 			if a.RCode == wire.NXDomain && onward && wanted {
 				s.searchOn(fl.state, fl.key, now)
 			}
-			s.land(fl, cache.NewEntry(fl.key, a, fl.route.zone, now), usable)
+			s.land(fl, cache.NewEntry(fl.key, a, fl.route.zone, now), usable, round)
 			return
 		}
 		s.log.Debug("unusable reply", "zone", ZoneKinds[fl.route.zone], "error", err)
@@ -367,7 +367,7 @@ func (fl *flight) Answered(reply []byte, by *upstream.Counters, err error) {
 	case errors.Is(err, upstream.ErrNoServer):
 		ede = wire.EDENoReachable
 	}
-	s.land(fl, cache.NewFailure(fl.key, wire.ServFail, ede, fl.route.zone, now), how)
+	s.land(fl, cache.NewFailure(fl.key, wire.ServFail, ede, fl.route.zone, now), how, round)
 }
 
 // ended counts a flight that is over. spared says that upstream was not asked at all.
@@ -438,8 +438,8 @@ const (
 // what the cache has of the name, be it expired. A second landing finds that its
 // own have been told; an answer then goes to those who have asked again since, and
 // a failure is dropped. What servers say that a reload has replaced meanwhile is
-// not kept.
-func (s *Server) land(fl *flight, e *cache.Entry, how landing) {
+// not kept. Where round is not nil, what is to be sent is sent at its end.
+func (s *Server) land(fl *flight, e *cache.Entry, how landing, round *upstream.Round) {
 	f := &s.flights
 	f.mu.Lock()
 	now := s.now()
@@ -460,15 +460,31 @@ func (s *Server) land(fl *flight, e *cache.Entry, how landing) {
 		f.mu.Unlock()
 		return
 	}
-	defer f.waiting.Done()
 	waiters := fl.waiters
 	fl.waiters, fl.landed = nil, true
 	if f.byKey[string(fl.key)] == fl {
 		delete(f.byKey, string(fl.key))
 	}
 	f.mu.Unlock()
+	var out *outbox
 	for i := range waiters {
-		waiters[i].peer.deliver(&waiters[i].query, t, now)
+		w := &waiters[i]
+		if c, ok := w.peer.(packetPeer); ok {
+			if out == nil {
+				out = s.outbox(round)
+			}
+			out.put(c, &w.query, t, now)
+		} else {
+			w.peer.deliver(&w.query, t, now)
+		}
+	}
+	if out == nil {
+		f.waiting.Done()
+		return
+	}
+	out.landed++ // when they have been sent
+	if round == nil {
+		out.Send()
 	}
 }
 

@@ -42,7 +42,7 @@ func (s *Server) listen(ctx context.Context) error {
 	}}
 	var packets, streams []netip.AddrPort
 	for _, p := range s.packets {
-		packets = append(packets, addrPort(p.conn.LocalAddr()))
+		packets = append(packets, p.addr)
 	}
 	for _, l := range s.streams {
 		streams = append(streams, addrPort(l.Addr()))
@@ -62,7 +62,7 @@ func (s *Server) listen(ctx context.Context) error {
 				if err != nil {
 					return fmt.Errorf("listening on %s: %w", a, err)
 				}
-				s.packets = append(s.packets, &packetSocket{conn: c.(*net.UDPConn), own: true})
+				s.packets = append(s.packets, newPacketSocket(c.(*net.UDPConn), true))
 			}
 		}
 		if !slices.Contains(streams, a) {

@@ -568,7 +568,7 @@ func burst(t *testing.T, at netip.AddrPort) net.Conn {
 	t.Helper()
 	c := dial(t, "udp", at)
 	// The replies need as much room as the queries.
-	(&packetSocket{conn: c.(*net.UDPConn)}).growBuffer()
+	newPacketSocket(c.(*net.UDPConn), false).growBuffer()
 	for i := range 400 {
 		pkt := packet(t, "web.ns.svc.cluster.local.", []string{"A", "AAAA"}[i%2])
 		binary.BigEndian.PutUint16(pkt, uint16(i))

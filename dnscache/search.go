@@ -236,7 +236,7 @@ func (s *Server) deny(st *state, fl *flight, above *cache.Entry) {
 	case !fl.refresh:
 		s.search(st, fl.route, fl.key, s.now())
 	}
-	s.land(fl, above.Below(fl.key, fl.refresh, guessed, onward && !asked), usable)
+	s.land(fl, above.Below(fl.key, fl.refresh, guessed, onward && !asked), usable, nil)
 }
 
 // isService reports whether a flight's is the name of a service, and asked for as

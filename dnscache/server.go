@@ -134,7 +134,7 @@ func New(cfg Config, d Deps) (*Server, error) {
 		s.flights.stopAll()
 	}
 	for _, c := range d.Packets {
-		s.packets = append(s.packets, &packetSocket{conn: c})
+		s.packets = append(s.packets, newPacketSocket(c, false))
 	}
 	for _, l := range d.Streams {
 		s.streams = append(s.streams, &streamSocket{TCPListener: l})

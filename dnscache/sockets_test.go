@@ -105,7 +105,7 @@ func TestThoseWhoWaitComeAfterThoseWhoDoNot(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	r := &reader{packetSocket: &packetSocket{conn: conn}, server: s, batch: newBatch()}
+	r := &reader{packetSocket: newPacketSocket(conn, false), server: s, batch: newBatch()}
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		t.Fatal(err)

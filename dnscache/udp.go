@@ -5,8 +5,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strconv"
-	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -40,8 +38,13 @@ const (
 type packetSocket struct {
 	counters
 	conn *net.UDPConn
+	addr netip.AddrPort
 	own  bool // nobody else holds it: what is left in it at the end is lost
 	read atomic.Uint64
+}
+
+func newPacketSocket(c *net.UDPConn, own bool) *packetSocket {
+	return &packetSocket{conn: c, addr: addrPort(c.LocalAddr()), own: own}
 }
 
 // serve reads until the socket's read deadline, which is set for the end alone.
@@ -151,33 +154,11 @@ type packetPeer struct {
 func (c packetPeer) client() netip.Addr { return c.addr.Addr().Unmap() }
 
 func (c packetPeer) deliver(q *wire.Query, t told, now time.Duration) {
-	buf := buffers.Get().(*[wire.MaxUDP]byte)
-	defer buffers.Put(buf)
-	c.socket.write(c.socket.send(buf[:0], q, t, now, q.Limit()), c.addr)
+	o := outboxes.Get().(*outbox)
+	o.put(c, q, t, now)
+	o.flush()
+	outboxes.Put(o)
 }
-
-// write sends a datagram, or not: it does not wait until there is room for it, see
-// batch.send.
-func (p *packetSocket) write(b []byte, to netip.AddrPort) {
-	raw, err := p.conn.SyscallConn()
-	if err != nil {
-		return
-	}
-	addr := sockaddr(to)
-	_ = raw.Control(func(fd uintptr) { _ = unix.Sendto(int(fd), b, unix.MSG_DONTWAIT, addr) })
-}
-
-// sockaddr is an address as batch.sender tells it.
-func sockaddr(a netip.AddrPort) unix.Sockaddr {
-	if a.Addr().Is4() {
-		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
-	}
-	zone, _ := strconv.ParseUint(a.Addr().Zone(), 10, 32)
-	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: uint32(zone)}
-}
-
-// buffers are for replies to those who waited.
-var buffers = sync.Pool{New: func() any { return new([wire.MaxUDP]byte) }}
 
 // growBuffer makes room for bursts: beyond net.core.rmem_max where the process
 // may (CAP_NET_ADMIN), else up to it. It returns how much there is.

@@ -1,7 +1,6 @@
 package upstream
 
 import (
-	"bufio"
 	"container/list"
 	"encoding/binary"
 	"errors"
@@ -34,7 +33,8 @@ type call struct {
 type receiver interface {
 	// replied is called once, unless the call was given up, with no lock held; it does
 	// not block. The reply is the receiver's, to be changed too, until replied returns.
-	replied(reply []byte, err error)
+	// round is the one that brought it, nil where none did.
+	replied(reply []byte, err error, round *Round)
 }
 
 // fail ends a call without a reply. The pool's mu is held.
@@ -42,7 +42,7 @@ func (c *call) fail(err error) {
 	awaited := c.awaited()
 	c.over = true
 	if awaited {
-		go c.to.replied(nil, err) // who may use it again
+		go c.to.replied(nil, err, nil) // who may use it again
 	}
 }
 
@@ -170,68 +170,150 @@ func (c *conn) flush() {
 	p.mu.Unlock()
 }
 
+// read takes replies off c until it ends.
+func (c *conn) read() {
+	r := &replies{conn: c, inbox: inbox{buf: make([]byte, readBuffer)}}
+	from := c.Read
+	if c.raw != nil {
+		from = c.receiver()
+	}
+	switch err := r.read(from); {
+	case errors.Is(err, errNotOpen):
+	case r.empty():
+		c.pool.ended(c, fmt.Errorf("%w: %w", errUnusedReply, err), true)
+	default:
+		c.pool.ended(c, unexpected(err), false)
+	}
+}
+
+// receiver returns what reads from the socket as Read does, and tells nobody of its system
+// calls, as write.
+func (c *conn) receiver() func(b []byte) (int, error) {
+	var room []byte
+	var n int
+	var err error
+	read := func(fd uintptr) bool {
+		n, err = receive(fd, room)
+		return !errors.Is(err, syscall.EAGAIN)
+	}
+	return func(b []byte) (int, error) {
+		room = b
+		if err := c.raw.Read(read); err != nil {
+			return 0, err
+		}
+		return n, err
+	}
+}
+
+// receive reads what there is without waiting.
+func receive(fd uintptr, b []byte) (int, error) {
+	for {
+		n, _, errno := syscall.RawSyscall(syscall.SYS_READ, fd, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+		switch {
+		case errno == syscall.EINTR:
+			continue
+		case errno != 0:
+			return 0, errno
+		case n == 0:
+			return 0, io.EOF
+		}
+		return int(n), nil
+	}
+}
+
+// replies are what comes on a connection.
+type replies struct {
+	*conn
+	inbox
+	round Round
+}
+
+// errNotOpen ends the reading of a connection that is closed, and why has been told.
+var errNotOpen = errors.New("connection not open")
+
+// read gives replies to whom they are for, until from fails.
+func (r *replies) read(from func([]byte) (int, error)) error {
+	for {
+		n, err := from(r.room())
+		r.to += n // be there an error, too
+		if n > 0 {
+			open := r.give()
+			r.round.end()
+			if !open {
+				return errNotOpen
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// give gives the replies that have been read to whom they are for. It is false where
+// the connection has been closed.
+func (r *replies) give() bool {
+	p := r.pool
+	for {
+		reply, whole := r.message()
+		switch {
+		case whole:
+			if !p.got(r.conn, reply, &r.round) {
+				return false
+			}
+		case r.empty():
+			return true
+		default:
+			p.mu.Lock()
+			unasked := len(r.pending) == 0
+			if unasked {
+				p.lose(r.conn, wire.OtherID, false)
+			}
+			p.mu.Unlock()
+			return !unasked
+		}
+	}
+}
+
+// An inbox has what was read and not yet used, from and to.
+type inbox struct {
+	buf      []byte
+	from, to int
+}
+
 // readBuffer has room for most replies, or several; there is one for every
 // connection.
 const readBuffer = 2048
 
-// read takes replies off c until it ends.
-func (c *conn) read() {
-	p := c.pool
-	r := bufio.NewReaderSize(c.Conn, readBuffer)
-	for {
-		if _, err := r.Peek(1); err != nil {
-			p.ended(c, fmt.Errorf("%w: %w", errUnusedReply, err), true)
-			return
-		}
-		p.mu.Lock()
-		unasked := len(c.pending) == 0
-		p.mu.Unlock()
-		if unasked {
-			p.ended(c, wire.OtherID, false)
-			return
-		}
-		reply, kept, err := readFrame(r)
-		if err != nil {
-			p.ended(c, err, false)
-			return
-		}
-		if !p.got(c, reply) {
-			return
-		}
-		_, _ = r.Discard(kept) // they are there
+func (b *inbox) empty() bool { return b.from == b.to }
+
+// room is for what is read next: there is some. It is no more than what has been read
+// of a message already, beyond readBuffer: a length that is announced costs nothing.
+func (b *inbox) room() []byte {
+	if b.from > 0 {
+		b.from, b.to = 0, copy(b.buf, b.buf[b.from:b.to])
 	}
+	switch {
+	case b.to == 0 && len(b.buf) > readBuffer:
+		b.buf = make([]byte, readBuffer)
+	case b.to == len(b.buf):
+		b.buf = append(b.buf, make([]byte, len(b.buf))...)
+	}
+	return b.buf[b.to:]
 }
 
-// frameStep bounds the memory that a server gets for a length that it has
-// announced and not sent yet.
-const frameStep = 4096
-
-// readFrame reads one message with its length in front (RFC 1035 4.2.2): into memory of
-// its own where it is long, else it is r's until so many bytes of it are discarded.
-func readFrame(r *bufio.Reader) (msg []byte, kept int, err error) {
-	size, err := r.Peek(2)
-	if err != nil {
-		return nil, 0, unexpected(err)
+// message takes the next message, which has its length in front (RFC 1035 4.2.2); false
+// where it has not been read to its end. It is b's until the next call of room.
+func (b *inbox) message() (msg []byte, whole bool) {
+	rest := b.buf[b.from:b.to]
+	if len(rest) < 2 {
+		return nil, false
 	}
-	n := int(binary.BigEndian.Uint16(size))
-	if 2+n <= r.Size() {
-		msg, err := r.Peek(2 + n)
-		if err != nil {
-			return nil, 0, unexpected(err)
-		}
-		return msg[2:], 2 + n, nil
+	n := 2 + int(binary.BigEndian.Uint16(rest))
+	if len(rest) < n {
+		return nil, false
 	}
-	_, _ = r.Discard(2) // they are there
-	b := make([]byte, min(n, frameStep))
-	for at := 0; ; {
-		if _, err := io.ReadFull(r, b[at:]); err != nil {
-			return nil, 0, unexpected(err)
-		}
-		if at = len(b); at == n {
-			return b, 0, nil
-		}
-		b = append(b, make([]byte, min(n-at, at))...)
-	}
+	b.from += n
+	return rest[2:n:n], true
 }
 
 // unexpected is err, where the end would be one in the middle.

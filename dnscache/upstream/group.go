@@ -124,7 +124,7 @@ type asker struct {
 	err   error
 }
 
-func (a *asker) Answered(reply []byte, by *Counters, err error) {
+func (a *asker) Answered(reply []byte, by *Counters, err error, _ *Round) {
 	a.reply, a.by, a.err = bytes.Clone(reply), by, err
 	close(a.done)
 }
@@ -141,7 +141,7 @@ func (a *asker) Answered(reply []byte, by *Counters, err error) {
 // Where together is not nil what is to be written may go out only with its Send.
 func (g *Group) Start(q *Question, key []byte, to Asker, together *Together) {
 	if len(g.Servers) == 0 {
-		to.Answered(nil, nil, ErrNoServer)
+		to.Answered(nil, nil, ErrNoServer, nil)
 		return
 	}
 	now := g.Now()
@@ -159,7 +159,7 @@ func (g *Group) Start(q *Question, key []byte, to Asker, together *Together) {
 	if err != nil {
 		q.over = true
 		q.mu.Unlock()
-		to.Answered(nil, nil, err)
+		to.Answered(nil, nil, err, nil)
 		return
 	}
 	q.group, q.key, q.to, q.servers, q.free = g, key, to, g.inOrder(now), dead
@@ -172,8 +172,9 @@ func (g *Group) Start(q *Question, key []byte, to Asker, together *Together) {
 // An Asker is told how a question ended.
 type Asker interface {
 	// Answered is called once, with no lock held, and does not block. The reply is
-	// the asker's, to be changed too, until Answered returns.
-	Answered(reply []byte, by *Counters, err error)
+	// the asker's, to be changed too, until Answered returns. round is the one that
+	// brought it, nil where none did.
+	Answered(reply []byte, by *Counters, err error, round *Round)
 }
 
 // mayProbe reports whether a question may go to the dead group, about which

@@ -166,7 +166,7 @@ type waiter struct {
 	done       chan error
 }
 
-func (w *waiter) replied(reply []byte, err error) {
+func (w *waiter) replied(reply []byte, err error, _ *Round) {
 	if err == nil {
 		w.reply = append(w.buf, reply...)
 	}
@@ -339,7 +339,7 @@ func (p *Pool) giveUp(q *call) bool {
 }
 
 // got gives reply to whom it is for; false where it is nobody's, and c closed.
-func (p *Pool) got(c *conn, reply []byte) bool {
+func (p *Pool) got(c *conn, reply []byte, round *Round) bool {
 	p.mu.Lock()
 	if c.closed {
 		p.mu.Unlock()
@@ -398,7 +398,7 @@ func (p *Pool) got(c *conn, reply []byte) bool {
 		c.send()
 	}
 	if awaited {
-		q.to.replied(reply, nil)
+		q.to.replied(reply, nil, round)
 	}
 	return open
 }

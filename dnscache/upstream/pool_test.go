@@ -1,15 +1,11 @@
 package upstream
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
-	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -271,26 +267,50 @@ func TestAPoolFullOfDeadConnectionsCostsTwoDelays(t *testing.T) {
 }
 
 func TestAnAnnouncedLengthCostsNoMemory(t *testing.T) {
-	const runs = 1000
-	text := append([]byte{0xFF, 0xFF}, make([]byte, 10)...)
-	src := bytes.NewReader(text)
-	r := bufio.NewReader(src)
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	for range runs {
-		src.Reset(text)
-		r.Reset(src)
-		if b, _, err := readFrame(r); !errors.Is(err, io.ErrUnexpectedEOF) {
-			t.Fatalf("%d bytes, %v", len(b), err)
+	b := inbox{buf: make([]byte, readBuffer)}
+	for i, c := range append([]byte{0xFF, 0xFF}, make([]byte, 3000)...) {
+		b.room()[0] = c
+		b.to++
+		if msg, whole := b.message(); whole {
+			t.Fatalf("%d bytes of it are %d", i, len(msg))
+		}
+		if len(b.buf) > 2*readBuffer {
+			t.Fatalf("%d bytes have room for %d", i, len(b.buf))
 		}
 	}
-	runtime.ReadMemStats(&after)
-	if each := (after.TotalAlloc - before.TotalAlloc) / runs; each > 2*frameStep {
-		t.Errorf("%d bytes for each", each)
+}
+
+// However what comes is cut into pieces.
+func TestMessagesAreReadInPieces(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	var want, got []string
+	var stream []byte
+	for _, n := range []int{0, 1, 12, 2046, 2047, 5000, 65535, 30, 30, 30, 1500, 1500, 1500} {
+		msg := make([]byte, n)
+		for i := range msg {
+			msg[i] = byte(random.Uint32())
+		}
+		want = append(want, string(msg))
+		stream = append(stream, framed(msg)...)
 	}
-	long := bytes.Repeat([]byte{1, 2, 3, 4, 5}, 65535/5)
-	if b, _, err := readFrame(bufio.NewReader(bytes.NewReader(framed(long)))); err != nil || !bytes.Equal(b, long) {
-		t.Errorf("%d bytes, %v", len(b), err)
+	b := inbox{buf: make([]byte, readBuffer)}
+	for len(stream) > 0 {
+		n := copy(b.room(), stream[:min(len(stream), 1+random.IntN(4000))])
+		stream = stream[n:]
+		b.to += n
+		for {
+			msg, whole := b.message()
+			if !whole {
+				break
+			}
+			got = append(got, string(msg))
+		}
+	}
+	if !slices.Equal(want, got) {
+		t.Errorf("%d messages of %d", len(got), len(want))
+	}
+	if b.room(); !b.empty() || len(b.buf) != readBuffer {
+		t.Errorf("%d bytes are left, in %d", b.to-b.from, len(b.buf))
 	}
 }
 

@@ -74,12 +74,12 @@ func (q *Question) Stop(cause error) {
 	if q.refusal != nil {
 		err = nil
 	}
-	q.end(q.refusal, q.by, err)
+	q.end(q.refusal, q.by, err, nil)
 }
 
 // end tells who asked, and ends what still runs. q.over and q.cause are set. q.mu is
 // held; it is released.
-func (q *Question) end(reply []byte, by *Counters, err error) {
+func (q *Question) end(reply []byte, by *Counters, err error, round *Round) {
 	var left []*try
 	if q.running > 0 {
 		for i := range q.started {
@@ -97,7 +97,7 @@ func (q *Question) end(reply []byte, by *Counters, err error) {
 	for _, t := range left {
 		t.giveUp(cause)
 	}
-	q.to.Answered(reply, by, err)
+	q.to.Answered(reply, by, err, round)
 }
 
 // try is the ith.
@@ -172,7 +172,7 @@ func (q *Question) overdue(now time.Time) {
 }
 
 // done notes how a try went, and ends the question or makes the next try.
-func (q *Question) done(t *try, reply []byte, by *Counters, err error) {
+func (q *Question) done(t *try, reply []byte, by *Counters, err error, round *Round) {
 	now, s := q.group.Now(), t.server
 	q.mu.Lock()
 	q.running--
@@ -207,7 +207,7 @@ func (q *Question) done(t *try, reply []byte, by *Counters, err error) {
 			q.group.budget.worth()
 		}
 		q.over, q.cause = true, errAnswered
-		q.end(reply, by, nil)
+		q.end(reply, by, nil, round)
 		return
 	}
 	q.failures++
@@ -229,10 +229,10 @@ func (q *Question) done(t *try, reply []byte, by *Counters, err error) {
 		q.mu.Unlock()
 	case q.refusal != nil:
 		q.over = true
-		q.end(q.refusal, q.by, nil)
+		q.end(q.refusal, q.by, nil, round)
 	default:
 		q.over = true
-		q.end(nil, nil, q.err)
+		q.end(nil, nil, q.err, round)
 	}
 }
 
@@ -265,7 +265,7 @@ func (t *try) send(e Exchanger, c *Counters, together *Together) {
 	if q.over {
 		cause := q.cause
 		q.mu.Unlock()
-		t.replied(nil, cause)
+		t.replied(nil, cause, nil)
 		return
 	}
 	t.call = call{frame: wire.AppendUpstreamQuery(t.room(), 0, q.key, !t.bare), to: t, again: t.nth > 0}
@@ -281,7 +281,10 @@ func (t *try) send(e Exchanger, c *Counters, together *Together) {
 		return
 	}
 	query := t.frame[2:]
-	go func() { t.replied(e.Exchange(ctx, query, nil)) }()
+	go func() {
+		reply, err := e.Exchange(ctx, query, nil)
+		t.replied(reply, err, nil)
+	}()
 }
 
 // room is for the frame of a query, behind two bytes for its length.
@@ -295,12 +298,12 @@ func (t *try) giveUp(cause error) {
 	p, pools := t.via.(*Pool)
 	t.question.mu.Unlock()
 	if pools && p.giveUp(&t.call) {
-		t.replied(nil, cause)
+		t.replied(nil, cause, nil)
 	}
 }
 
 // replied implements receiver.
-func (t *try) replied(reply []byte, err error) {
+func (t *try) replied(reply []byte, err error, round *Round) {
 	q, s := t.question, t.server
 	now := q.group.Now()
 	overUDP := t.via == s.UDP
@@ -314,7 +317,7 @@ func (t *try) replied(reply []byte, err error) {
 			t.send(s.TCP, s.TCPCounters, nil)
 			return
 		}
-		q.done(t, nil, nil, err)
+		q.done(t, nil, nil, err, round)
 		return
 	}
 	took := now.Sub(t.asked)
@@ -328,12 +331,12 @@ func (t *try) replied(reply []byte, err error) {
 		s.replied(now)
 		t.send(s.TCP, s.TCPCounters, nil)
 	case truncated:
-		q.done(t, nil, nil, errTruncated)
+		q.done(t, nil, nil, errTruncated, round)
 	case !t.bare && !knowsEDNS(reply):
 		t.bare = true
 		t.ask(nil)
 	default:
-		q.done(t, reply, t.counters, nil)
+		q.done(t, reply, t.counters, nil, round)
 	}
 }
 

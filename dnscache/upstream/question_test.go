@@ -2,9 +2,11 @@ package upstream
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"sync"
 	"testing"
@@ -21,7 +23,7 @@ type ended struct {
 	err   error
 }
 
-func (e *ended) Answered(_ []byte, _ *Counters, err error) {
+func (e *ended) Answered(_ []byte, _ *Counters, err error, _ *Round) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.times++
@@ -177,4 +179,47 @@ func TestANameThatHangsHoldsUpThoseThatCameWithItForAMomentOnly(t *testing.T) {
 			t.Errorf("took %v: %v", took, n)
 		}
 	})
+}
+
+// A told notes what it is told.
+type told struct{ log []string }
+
+func (l *told) replied(reply []byte, err error, round *Round) {
+	l.log = append(l.log, fmt.Sprintf("reply %d, %v", binary.BigEndian.Uint16(reply), err))
+	round.Left = l
+}
+
+func (l *told) Send() { l.log = append(l.log, "end") }
+
+func TestRepliesThatAreReadAtOnceAreOneRound(t *testing.T) {
+	p := newPool(time.Now, firstPace, nil)
+	ours, theirs := net.Pipe()
+	now := time.Now()
+	c := &conn{Conn: ours, pool: p, lastUsed: now, idleFor: idleLimit, until: now.Add(ageLimit)}
+	var l told
+	var first, more []byte
+	for i := range 4 {
+		q := &call{frame: framed(query(t, "www.example")), to: &l}
+		p.mu.Lock()
+		c.push(q, now)
+		binary.BigEndian.PutUint16(q.frame[2:], uint16(i))
+		p.mu.Unlock()
+		more = append(more, framed(benchReply(nil, q.frame[2:]))...)
+		if i == 0 {
+			first, more = more, nil
+		}
+	}
+	done := make(chan struct{})
+	go func() {
+		c.read()
+		close(done)
+	}()
+	for _, b := range [][]byte{first, more, {0}} { // the last is nobody's
+		_, _ = theirs.Write(b)
+	}
+	<-done
+	want := []string{"reply 0, <nil>", "end", "reply 1, <nil>", "reply 2, <nil>", "reply 3, <nil>", "end"}
+	if !slices.Equal(l.log, want) {
+		t.Errorf("%q; want %q", l.log, want)
+	}
 }

@@ -21,3 +21,17 @@ func (t *Together) Send() {
 	}
 	t.conns = t.conns[:0]
 }
+
+// A Round is the replies that were read from a connection at once.
+type Round struct {
+	// Left is what somebody who was answered has left to be done, once, when all of
+	// them have been; nil for nothing.
+	Left interface{ Send() }
+}
+
+func (r *Round) end() {
+	if left := r.Left; left != nil {
+		r.Left = nil
+		left.Send()
+	}
+}
