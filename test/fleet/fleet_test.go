@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 			dir, err := os.MkdirTemp("", "nodelocaldns-fleet")
 			if err == nil {
 				defer os.RemoveAll(dir)
-				err = errors.Join(packaging.Build("../..", dir, version), os.Setenv(built, dir))
+				err = errors.Join(packaging.Build("../..", dir, version), buildForMigration(dir), os.Setenv(built, dir))
 			}
 			if err != nil {
 				fmt.Fprintln(os.Stderr, "fleet: error:", err)

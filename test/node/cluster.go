@@ -226,8 +226,15 @@ func (c *Cluster) kubectl(ctx context.Context, stdin string, args ...string) (st
 	return r.Stdout, err
 }
 
+// AdminKubectl is the command line of a kubectl that may do everything, up to what
+// it is to do.
+func (c *Cluster) AdminKubectl() []string {
+	return []string{filepath.Join(c.layers, "kubernetes/node/usr/bin/kubectl"), "--kubeconfig=" + c.admin}
+}
+
 func (c *Cluster) kubectlCommand(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, filepath.Join(c.layers, "kubernetes/node/usr/bin/kubectl"), append([]string{"--kubeconfig=" + c.admin}, args...)...)
+	args = append(c.AdminKubectl(), args...)
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir = c.dir
 	cmd.Env = append(os.Environ(), "HOME="+c.dir) // it keeps a cache there
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
