@@ -384,6 +384,7 @@ func (f *flights) ended(fl *flight, spared bool) {
 	} else if f.first == fl {
 		f.first = fl.next
 	}
+	fl.prev, fl.next = nil, nil // a call that was given up may keep it for a while
 	if !fl.dropped {
 		f.n--
 		f.release(fl)

@@ -166,6 +166,7 @@ func (c *conn) flush() {
 			p.lose(c, fmt.Errorf("%w: %w", errUnusedReply, err), true)
 		}
 	}
+	_ = c.SetWriteDeadline(time.Time{}) // or it would end what send writes
 	c.writing = false
 	p.mu.Unlock()
 }

@@ -36,8 +36,8 @@
 // Questions that come together (see [Together]) are another matter. Where one read
 // brings more than a few, those beyond share connections, up to maxTogether on one,
 // though the server answers in turn: a write for each would cost more than all else of
-// a question. That is done only while replies come quickly, and who waits behind a slow
-// one is asked for on another connection after the learnt delay.
+// a question. That is done only while replies come so quickly that the last of them
+// waits for a few milliseconds, and for none is waited longer than the learnt delay.
 //
 // # Memory and goroutines
 //

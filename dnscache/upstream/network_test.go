@@ -123,7 +123,8 @@ func (n *network) serve(e *endpoint, c net.Conn) {
 	}()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	turn := make(chan struct{}, 1)
+	before := make(chan struct{}) // is closed when the question before is done with
+	close(before)
 	for q := frame(c); q != nil; q = frame(c) {
 		n.mu.Lock()
 		flight++
@@ -134,11 +135,13 @@ func (n *network) serve(e *endpoint, c net.Conn) {
 		if hole {
 			continue
 		}
+		turn, done := before, make(chan struct{})
+		before = done
 		work.Go(func() {
+			defer close(done)
 			if !e.atOnce {
 				select {
-				case turn <- struct{}{}:
-					defer func() { <-turn }()
+				case <-turn:
 				case <-ctx.Done():
 					return
 				}

@@ -46,10 +46,15 @@ const (
 	// maxTogether bounds the questions that share a connection to a server that replies in
 	// turn, of those that came together, if there are more than spread of them: of so
 	// many that one read brings, a write each costs more than all else. They share one
-	// only while replies take less than quickReply, and who waits behind a slow one is
-	// asked for elsewhere after the learnt delay, as behind a lost one.
-	maxTogether = 8
-	quickReply  = 20 * time.Millisecond
+	// only if all are answered within quickReplies, as it looks, and not for hangsFor
+	// after a reply was out for longer than hangs, which is looked for once in
+	// hangsEvery: who waits behind such a one must be asked for elsewhere, and a few
+	// names that hang would use up what pays for that.
+	maxTogether  = 8
+	quickReplies = minDelay / 2
+	hangs        = 50 * time.Millisecond
+	hangsFor     = time.Second
+	hangsEvery   = 5 * time.Millisecond
 	// quiet is how long a server that replies out of order may take to a question
 	// before its connection is passed over.
 	quiet = 100 * time.Millisecond
@@ -116,7 +121,9 @@ type Pool struct {
 	keeper   *time.Timer // housekeeping
 	keeping  bool
 	lastUsed time.Time     // when the last reply came
-	took     time.Duration // of the replies, smoothed; 0: there was none
+	took     time.Duration // for a reply, smoothed, but for what it waited behind others; 0: there was none
+	hung     time.Time     // when a question was last seen to hang
+	looked   time.Time     // when that was last looked for
 	evicted  time.Time     // when connections were last looked through for room
 	closed   bool
 
@@ -185,10 +192,11 @@ func (p *Pool) start(q *call, together *Together) {
 		p.mu.Unlock()
 		return
 	}
-	c := p.share(together)
+	now := p.now()
+	c := p.share(together, now)
 	if c == nil {
 		c = p.submit(q)
-	} else if !c.push(q, p.now()) {
+	} else if !c.push(q, now) {
 		c = nil
 	}
 	p.mu.Unlock()
@@ -199,17 +207,18 @@ func (p *Pool) start(q *call, together *Together) {
 
 // share is the connection that a question shares with others that came together with
 // it, nil for none. p.mu is held.
-func (p *Pool) share(together *Together) (best *conn) {
-	if together == nil || len(together.conns) < spread || p.took == 0 || p.took >= quickReply {
+func (p *Pool) share(together *Together, now time.Time) (best *conn) {
+	if together == nil || len(together.conns) < spread || p.took == 0 || p.hangs(now) {
 		return nil
 	}
+	most := min(maxTogether, int(quickReplies/p.took)) // on one connection
 	own := 0
 	for _, c := range together.conns {
 		if c.pool != p || c.closed {
 			continue
 		}
 		own++
-		if len(c.out) > 0 && len(c.pending) < maxTogether && (best == nil || len(c.pending) < len(best.pending)) {
+		if len(c.out) > 0 && len(c.pending) < most && (best == nil || len(c.pending) < len(best.pending)) {
 			best = c
 		}
 	}
@@ -217,6 +226,17 @@ func (p *Pool) share(together *Together) (best *conn) {
 		return nil
 	}
 	return best
+}
+
+// hangs reports whether a question has hung lately. p.mu is held.
+func (p *Pool) hangs(now time.Time) bool {
+	if now.Sub(p.looked) >= hangsEvery {
+		p.looked = now
+		if slices.ContainsFunc(p.conns, func(c *conn) bool { return len(c.pending) > 0 && now.Sub(c.pending[0].sent) >= hangs }) {
+			p.hung = now
+		}
+	}
+	return now.Sub(p.hung) < hangsFor
 }
 
 // submit puts q in flight, or has it wait. It returns a connection to be flushed,
@@ -368,8 +388,12 @@ func (p *Pool) got(c *conn, reply []byte, round *Round) bool {
 	now := p.now()
 	c.pending = slices.Delete(c.pending, i, i+1)
 	c.replies++
+	since := q.sent
+	if c.lastUsed.After(since) {
+		since = c.lastUsed
+	}
 	c.lastUsed, p.lastUsed = now, now
-	if took := max(now.Sub(q.sent), 1); p.took == 0 {
+	if took := max(now.Sub(since), 1); p.took == 0 {
 		p.took = took
 	} else {
 		p.took += (took - p.took) / smoothing
@@ -469,7 +493,7 @@ func (p *Pool) drop(c *conn) {
 		return
 	}
 	c.closed = true
-	_ = c.Close()
+	go func() { _ = c.Close() }() // which waits for the goroutine that reads, and others for mu
 	if i := slices.Index(p.conns, c); i >= 0 {
 		p.conns = slices.Delete(p.conns, i, i+1)
 	}

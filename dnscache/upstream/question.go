@@ -261,13 +261,14 @@ func (t *try) send(e Exchanger, c *Counters, together *Together) {
 		c.Hedges.Add(1)
 	}
 	q.mu.Lock()
-	t.via, t.counters, t.asked = e, c, q.group.Now()
-	if q.over {
+	t.counters, t.asked = c, q.group.Now()
+	if q.over { // and who ended it has given up all that was under way
 		cause := q.cause
 		q.mu.Unlock()
 		t.replied(nil, cause, nil)
 		return
 	}
+	t.via = e
 	t.call = call{frame: wire.AppendUpstreamQuery(t.room(), 0, q.key, !t.bare), to: t, again: t.nth > 0}
 	p, pools := e.(*Pool)
 	ctx := q.ctx

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -91,6 +92,28 @@ func TestWhoAsksIsToldOnce(t *testing.T) {
 	}
 }
 
+// nobody does not mind how it ended.
+type nobody struct{}
+
+func (nobody) Answered([]byte, *Counters, error, *Round) {}
+
+// A question is stopped when its first try has begun, and asks after that.
+func TestATryOfAQuestionThatIsOverEndsOnce(t *testing.T) {
+	p := newPool(time.Now, firstPace, nil)
+	g := over(nil, p)
+	stopped := errors.New("stopped")
+	q := &Question{group: g, key: key(t, "www.example"), to: nobody{}, servers: g.Servers}
+	q.mu.Lock()
+	first := q.begin(false)
+	q.over, q.cause = true, stopped
+	q.mu.Unlock()
+	first.ask(nil)
+	first.giveUp(stopped)
+	if c := g.Servers[0].TCPCounters; q.running != 0 || c.Errors.Load() != 1 {
+		t.Errorf("%d tries run, and %d failed", q.running, c.Errors.Load())
+	}
+}
+
 // burst asks n questions that came together, of which the first is for a name that
 // hangs if slow, and returns how long each took.
 func burst(t *testing.T, g *Group, n int, slow bool) (took []time.Duration) {
@@ -126,8 +149,9 @@ func TestOfManyThatComeTogetherSeveralShareAConnection(t *testing.T) {
 	}{
 		{"as many as there are connections", time.Millisecond, spread, 1},
 		{"more", time.Millisecond, 20, 5},
-		{"a server that is slow", quickReply, 20, 1},
-		{"too many", time.Millisecond, 100, maxTogether},
+		{"a server that is slow", quickReplies, 20, 1},
+		{"too many", time.Millisecond, 100, int(quickReplies / time.Millisecond)},
+		{"too many for a quick one", 100 * time.Microsecond, 100, maxTogether},
 	} {
 		t.Run(tt.what, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -145,7 +169,7 @@ func TestOfManyThatComeTogetherSeveralShareAConnection(t *testing.T) {
 				if e.most != tt.most {
 					t.Errorf("%v; want %d", n, tt.most)
 				}
-				if tt.takes == time.Millisecond && slices.Max(took) > time.Duration(tt.n)*tt.takes {
+				if tt.takes <= time.Millisecond && slices.Max(took) > time.Duration(tt.n)*tt.takes {
 					t.Errorf("took %v", took)
 				}
 			})
@@ -181,6 +205,74 @@ func TestANameThatHangsHoldsUpThoseThatCameWithItForAMomentOnly(t *testing.T) {
 	})
 }
 
+// Bursts of questions come, of which some hang, and more often than hedging pays for.
+// Those beside them are as quick as if none of them shared a connection, and who is
+// a little slow all the time is not asked more often for it.
+func TestWhoComesTogetherWithNamesThatHangIsAnswered(t *testing.T) {
+	for _, tt := range []struct {
+		takes, limit time.Duration
+		hang         int // of 100
+	}{
+		{time.Millisecond, 2 * minDelay, 5},
+		{time.Millisecond, 2 * minDelay, 12},
+		{time.Millisecond, 2 * minDelay, 30},
+		{3 * time.Millisecond, minDelay, 0},
+		{10 * time.Millisecond, 2 * minDelay, 0},
+	} {
+		t.Run(fmt.Sprintf("%v, %d %% hang", tt.takes, tt.hang), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hangs := []byte("\x05hangs")
+				n := newNetwork(t, &endpoint{rtt: 200 * time.Microsecond, after: func(q []byte) time.Duration {
+					if bytes.Contains(q, hangs) {
+						return 5 * time.Second
+					}
+					return tt.takes
+				}})
+				p := n.pool()
+				defer n.end(p)
+				g := over(nil, p)
+				for range 2 {
+					var wg sync.WaitGroup
+					for range 2 * latencyFew {
+						wg.Go(func() { _ = question(t, g, "www.example") })
+					}
+					wg.Wait()
+				}
+				before := g.Servers[0].TCPCounters.Hedges.Load()
+				random := rand.New(rand.NewPCG(1, 0))
+				stopped := errors.New("stopped")
+				var well []*ended
+				for i := range 100 {
+					var together Together
+					for j := range 20 {
+						e, name := &ended{start: time.Now()}, fmt.Sprintf("n%d.n%d.example", j, i)
+						if random.IntN(100) < tt.hang {
+							name = fmt.Sprintf("n%d.n%d.hangs.example", j, i)
+						} else {
+							well = append(well, e)
+						}
+						var q Question
+						time.AfterFunc(3*time.Second, func() { q.Stop(stopped) })
+						g.Start(&q, key(t, name), e, &together)
+					}
+					together.Send()
+					time.Sleep(50 * time.Millisecond)
+				}
+				time.Sleep(4 * time.Second)
+				synctest.Wait()
+				var slowest time.Duration
+				for _, e := range well {
+					slowest = max(slowest, e.after)
+				}
+				hedges := g.Servers[0].TCPCounters.Hedges.Load() - before
+				if slowest > tt.limit || tt.hang == 0 && hedges > 0 {
+					t.Errorf("the slowest of %d took %v, and %d were asked again: %v", len(well), slowest, hedges, n)
+				}
+			})
+		})
+	}
+}
+
 // A told notes what it is told.
 type told struct{ log []string }
 
@@ -190,6 +282,30 @@ func (l *told) replied(reply []byte, err error, round *Round) {
 }
 
 func (l *told) Send() { l.log = append(l.log, "end") }
+
+// A limited connection knows until when it may be written to.
+type limited struct {
+	net.Conn
+	until time.Time
+}
+
+func (l *limited) Write(b []byte) (int, error) { return len(b), nil }
+
+func (l *limited) SetWriteDeadline(at time.Time) error {
+	l.until = at
+	return nil
+}
+
+func TestAConnectionCanBeWrittenToLongAfterAFlush(t *testing.T) {
+	p := newPool(time.Now, firstPace, nil)
+	l := &limited{}
+	c := &conn{Conn: l, pool: p}
+	c.push(&call{frame: framed(query(t, "www.example"))}, time.Now())
+	c.flush()
+	if !l.until.IsZero() || len(c.out) > 0 {
+		t.Errorf("until %v; %d bytes left", l.until, len(c.out))
+	}
+}
 
 func TestRepliesThatAreReadAtOnceAreOneRound(t *testing.T) {
 	p := newPool(time.Now, firstPace, nil)
