@@ -58,7 +58,8 @@ Exit 0, also with warnings; 1: a check found an error.
 
 With --leftovers it prints, and nothing else, the commands that remove what a
 node-cache of the node-local-dns DaemonSet has left behind: its rules, in every
-iptables, and its device. A shell may read them. It is an error while one runs.`,
+iptables, with any that leave packets to kube-dns untracked, and its device. A
+shell may read them. It is an error while one runs.`,
 		Example: `  nodelocaldns doctor --leftovers | sh -ex`,
 		Args:    args(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -73,7 +74,7 @@ iptables, and its device. A shell may read them. It is an error while one runs.`
 				return err
 			}
 			if leftovers {
-				return a.leftovers(e.env)
+				return a.leftovers(cmd.Context(), e.env)
 			}
 			return a.doctor(cmd.Context(), e, asJSON)
 		},
@@ -84,8 +85,8 @@ iptables, and its device. A shell may read them. It is an error while one runs.`
 }
 
 // leftovers prints the commands that remove what the DaemonSet has left behind.
-func (a *app) leftovers(e *doctor.Env) error {
-	r, err := e.Leftovers()
+func (a *app) leftovers(ctx context.Context, e *doctor.Env) error {
+	r, err := e.Leftovers(ctx)
 	if err != nil {
 		return err
 	}

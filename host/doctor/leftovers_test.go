@@ -34,6 +34,10 @@ func TestCommandsRemoveWhatADeadNodeCacheHasLeft(t *testing.T) {
 			},
 			Kept: "the device nodelocaldns alone has 169.254.20.10, which pods may name",
 		}},
+		{node: "daemonset-uncommented", want: doctor.Removal{Commands: []string{
+			"iptables-legacy -w 5 -t raw -D OUTPUT -s 10.96.0.10/32 -p udp -m udp --sport 53 -j CT --notrack",
+			"iptables-nft -w 5 -t raw -D PREROUTING -d 10.96.0.10/32 -p udp -m udp --dport 53 -j NOTRACK",
+		}}},
 		{node: "daemonset-left", want: doctor.Removal{Commands: []string{
 			"iptables-legacy -w 5 -t filter -D INPUT -d 10.96.0.10/32 -p udp -m udp --dport 53 -m comment --comment 'NodeLocal DNS Cache: allow DNS traffic' -j ACCEPT",
 			"ip6tables-nft -w 5 -t raw -D OUTPUT -s fd00::20:10/128 -p tcp -m tcp --sport 8080 " + comment,
@@ -42,7 +46,7 @@ func TestCommandsRemoveWhatADeadNodeCacheHasLeft(t *testing.T) {
 			"ip link del nodelocaldns",
 		}}},
 	} {
-		got, err := doctortest.Load(t, filepath.Join("testdata", c.node+".txtar"), layouts).Leftovers()
+		got, err := doctortest.Load(t, filepath.Join("testdata", c.node+".txtar"), layouts).Leftovers(t.Context())
 		if diff := cmp.Diff(c.want, got); diff != "" {
 			t.Errorf("%s: (-want +got):\n%s", c.node, diff)
 		}
@@ -120,7 +124,7 @@ func TestTheCommandsLeaveTheTablesAsTheyWereBefore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := e.Leftovers()
+	r, err := e.Leftovers(t.Context())
 	if err != nil || r.Kept != "" || len(r.Commands) != 2*2*12+1 {
 		t.Fatalf("%d commands, kept %q, %v:\n%s", len(r.Commands), r.Kept, err, strings.Join(r.Commands, "\n"))
 	}

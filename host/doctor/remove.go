@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -34,10 +35,11 @@ func (*Running) Hint() string {
 }
 
 // Leftovers finds what a node-cache that was killed has left: its rules in every
-// back-end, by their comment, and its device. It changes nothing. Where one runs,
-// the error is a [*Running]. The device stays while it alone has an address that we
-// are to answer at: pods may ask there.
-func (e *Env) Leftovers() (Removal, error) {
+// back-end, by their comment, any other that leaves packets to kube-dns untracked (it
+// may have been made without one), and its device. It changes nothing. Where one
+// runs, the error is a [*Running]. The device stays while it alone has an address that
+// we are to answer at: pods may ask there.
+func (e *Env) Leftovers(ctx context.Context) (Removal, error) {
 	var out Removal
 	caches, err := e.running("node-cache")
 	switch {
@@ -50,7 +52,8 @@ func (e *Env) Leftovers() (Removal, error) {
 	if err != nil {
 		return out, err
 	}
-	for _, rule := range r.nodeCacheRules() {
+	kubeDNS := e.KubeDNS(ctx)
+	for _, rule := range r.where(func(r foreignRule) bool { return r.byNodeCache() || r.breaks(kubeDNS) }) {
 		out.Commands = append(out.Commands, rule.command())
 	}
 	devices, err := e.deviceList()

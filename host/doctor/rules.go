@@ -155,7 +155,7 @@ func (e *Env) daemonSetRuns() (bool, error) {
 	return len(caches) > 0, err
 }
 
-// A foreignRule is one of the DaemonSet's, and where it is.
+// A foreignRule is one that is not ours, and where it is.
 type foreignRule struct {
 	place
 	words []string
@@ -166,13 +166,24 @@ func (r foreignRule) command() string {
 	return fmt.Sprintf("%s -w %d -t %s -D %s %s", r.program(), notrack.LockTimeout, r.table, r.chain, strings.Join(quoted(r.words), " "))
 }
 
-// nodeCacheRules are the DaemonSet's, by their comment.
-func (r *ruleset) nodeCacheRules() []foreignRule {
+func (r foreignRule) byNodeCache() bool {
+	return strings.HasPrefix(value(r.words, "--comment"), nodeCacheComment)
+}
+
+// breaks says whether packets to or from one of kubeDNS are left untracked by the rule,
+// so that kube-proxy does not translate them.
+func (r foreignRule) breaks(kubeDNS []netip.Addr) bool {
+	a, found := about(r.words)
+	return found && r.table == "raw" && untracks(r.words) && slices.Contains(kubeDNS, a)
+}
+
+// where are the rules of the built-in chains of which is says so.
+func (r *ruleset) where(is func(foreignRule) bool) []foreignRule {
 	var out []foreignRule
 	for _, p := range r.places() {
 		for _, rule := range r.in(p) {
-			if strings.HasPrefix(value(rule, "--comment"), nodeCacheComment) {
-				out = append(out, foreignRule{p, rule})
+			if f := (foreignRule{p, rule}); is(f) {
+				out = append(out, f)
 			}
 		}
 	}
@@ -190,7 +201,7 @@ func (e *Env) leftovers(context.Context) []Result {
 	if err != nil {
 		return unseen(err)
 	}
-	left := r.nodeCacheRules()
+	left := r.where(foreignRule.byNodeCache)
 	if len(left) == 0 {
 		if len(r.tables) == 0 {
 			return nil // no iptables
@@ -228,20 +239,17 @@ func (e *Env) untrackedKubeDNS(ctx context.Context) []Result {
 	if err != nil {
 		return unseen(err)
 	}
-	for _, p := range r.places() {
-		for _, rule := range r.in(p) {
-			a, found := about(rule)
-			if !found || p.table != "raw" || !untracks(rule) || !slices.Contains(kubeDNS, a) {
-				continue
-			}
-			if runs {
-				return info("", "packets to %s are left untracked: node-cache answers there itself", a)
-			}
-			return failure("delete it: "+foreignRule{p, rule}.command(),
-				"a rule leaves packets to kube-dns (%s) untracked, so that kube-proxy does not translate them: %s", a, p)
-		}
+	untracked := r.where(func(r foreignRule) bool { return r.breaks(kubeDNS) })
+	if len(untracked) == 0 {
+		return ok("packets to kube-dns are tracked")
 	}
-	return ok("packets to kube-dns are tracked")
+	first := untracked[0]
+	a, _ := about(first.words)
+	if runs {
+		return info("", "packets to %s are left untracked: node-cache answers there itself", a)
+	}
+	return failure("delete it: "+first.command(),
+		"a rule leaves packets to kube-dns (%s) untracked, so that kube-proxy does not translate them: %s", a, first.place)
 }
 
 // quoted is the rule as a shell takes it, and runs nothing of it.
