@@ -98,8 +98,11 @@ func ParseDownload(address, sum string) (Download, error) {
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return Download{}, fmt.Errorf("%q is no URL of http or https", address)
 	}
+	if u.Fragment != "" {
+		return Download{}, fmt.Errorf("%s: no server is asked for what follows #: leave it out", address)
+	}
 	d := Download{url: u.String(), sum: sum}
-	switch path.Ext(u.Path) {
+	switch path.Ext(u.EscapedPath()) { // the script looks at the address as it is
 	case ".deb", ".rpm":
 	default:
 		return Download{}, fmt.Errorf("%s is no package: its name ends neither in .deb nor in .rpm", address)

@@ -338,6 +338,8 @@ func TestWhatMakesNoSenseIsRefused(t *testing.T) {
 		`"/a.deb" is no URL of http or https`:                                                            parse("/a.deb", sum),
 		`"https://h/%" is no URL of http or https`:                                                       parse("https://h/%", sum),
 		`https://h/a.tgz?.deb is no package: its name ends neither in .deb nor in .rpm`:                  parse("https://h/a.tgz?.deb", sum),
+		`https://h/a%2Edeb is no package: its name ends neither in .deb nor in .rpm`:                     parse("https://h/a%2Edeb", sum),
+		`https://h/a.deb#v1: no server is asked for what follows #: leave it out`:                        parse("https://h/a.deb#v1", sum),
 		`"abc" is no SHA-256 sum: 64 hexadecimal digits`:                                                 parse("https://h/a.deb", "abc"),
 		`"` + sum[1:] + `g" is no SHA-256 sum: 64 hexadecimal digits`:                                    parse("https://h/a.deb", sum[1:]+"g"),
 		`"a b" is no package: NAME or NAME=VERSION`:                                                      pack("a b"),
