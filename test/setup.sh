@@ -21,7 +21,7 @@ run) need=("${node[@]}" dig:bind9-dnsutils curl:curl diff:diffutils) ;;
 # The race detector needs a C compiler, systemd judges what we make of units, and
 # packages have judges of their own. unbound answers what our resolver answers, to
 # be compared.
-test) need=("${node[@]}" unbound:unbound nft:nftables gcc:gcc systemd-analyze:systemd dbus-daemon:dbus rpm:rpm lintian:lintian rpmlint:rpmlint mandoc:mandoc) ;;
+test) need=("${node[@]}" unbound:unbound nft:nftables gcc:gcc systemd-analyze:systemd dbus-daemon:dbus rpm:rpm lintian:lintian rpmlint:rpmlint mandoc:mandoc ansible-playbook:ansible-core) ;;
 node) need=("${booted[@]}" ansible-playbook:ansible-core) ;;
 # The programs that look names up are in C.
 promises) need=("${booted[@]}" iptables:iptables gcc:gcc musl-gcc:musl-tools) ;;
