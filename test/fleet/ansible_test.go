@@ -211,6 +211,8 @@ func TestAnsibleRefusesVariablesThatItDoesNotUnderstand(t *testing.T) {
 		{"apply.yml", "nodelocaldns_source=ftp", "value of nodelocaldns_source must be one of: repository, file, image, got: ftp"},
 		{"apply.yml", "nodelocaldns_sauce=file", "nodelocaldns_sauce: no such variable"},
 		{"rollback.yml", "nodelocaldns_drain=away", "value of nodelocaldns_drain must be one of: configured, auto, never, cordon, drain, got: away"},
+		{"migrate.yml", "nodelocaldns_throttle=few", "argument 'nodelocaldns_throttle' is of type <class 'str'> and we were unable to convert to int"},
+		{"migrate.yml", "nodelocaldns_sauces=file", "nodelocaldns_sauces: no such variable"},
 	} {
 		t.Run(test.variable, func(t *testing.T) {
 			c := newController(t, []machine{m}, nil, nil)
