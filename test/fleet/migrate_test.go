@@ -231,16 +231,16 @@ func TestMigrationThereAndBackLosesNoLookup(t *testing.T) {
 		r := clients[i].end(t)
 		all := r.Summary(nil)
 		t.Logf("%s: %+v", m.Name, all)
-		// What node-cache had already when it was killed, nobody else can answer: that
-		// is of one moment.
+		// What node-cache has taken and not answered when it ends, nobody else can answer:
+		// that is of one moment, as long as its line is.
 		first, last := time.Duration(math.MaxInt64), time.Duration(0)
 		for _, q := range r.Records {
 			if q.Outcome == load.Lost {
 				first, last = min(first, q.At), max(last, q.At)
 			}
 		}
-		if lost := all.Lost > 0 && (m.Name == "told" || last-first > 100*time.Millisecond); lost || all.Wrong+all.Refused > 0 || all.Sent < 5000 {
-			t.Errorf("%s: %d queries, of which %d lost, %d wrong, %d refused: %s", m.Name, all.Sent, all.Lost, all.Wrong, all.Refused, all.Example)
+		if all.Lost > 0 && last-first > time.Second || all.Wrong+all.Refused > 0 || all.Sent < 5000 {
+			t.Errorf("%s: %d queries, of which %d lost from %v to %v, %d wrong, %d refused: %s", m.Name, all.Sent, all.Lost, first, last, all.Wrong, all.Refused, all.Example)
 		}
 		warm := r.Summary(func(q load.Record) bool { return !strings.HasPrefix(q.Name, fresh) })
 		// New ones have nobody to answer them while node-cache holds the address of
