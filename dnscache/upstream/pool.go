@@ -47,12 +47,12 @@ const (
 	// turn, of those that came together, if there are more than spread of them: of so
 	// many that one read brings, a write each costs more than all else. They share one
 	// only if all are answered within quickReplies, as it looks, and not for hangsFor
-	// after a reply was out for longer than hangs, which is looked for once in
+	// after a reply was out for longer than hangsAfter, which is looked for once in
 	// hangsEvery: who waits behind such a one must be asked for elsewhere, and a few
 	// names that hang would use up what pays for that.
 	maxTogether  = 8
 	quickReplies = minDelay / 2
-	hangs        = 50 * time.Millisecond
+	hangsAfter   = 50 * time.Millisecond
 	hangsFor     = time.Second
 	hangsEvery   = 5 * time.Millisecond
 	// quiet is how long a server that replies out of order may take to a question
@@ -232,7 +232,7 @@ func (p *Pool) share(together *Together, now time.Time) (best *conn) {
 func (p *Pool) hangs(now time.Time) bool {
 	if now.Sub(p.looked) >= hangsEvery {
 		p.looked = now
-		if slices.ContainsFunc(p.conns, func(c *conn) bool { return len(c.pending) > 0 && now.Sub(c.pending[0].sent) >= hangs }) {
+		if slices.ContainsFunc(p.conns, func(c *conn) bool { return len(c.pending) > 0 && now.Sub(c.pending[0].sent) >= hangsAfter }) {
 			p.hung = now
 		}
 	}

@@ -140,6 +140,17 @@ func burst(t *testing.T, g *Group, n int, slow bool) (took []time.Duration) {
 	return took
 }
 
+// learn has g learn how long its server takes, and make the connections for that.
+func learn(t *testing.T, g *Group) {
+	for range 2 {
+		var wg sync.WaitGroup
+		for range 2 * latencyFew {
+			wg.Go(func() { _ = question(t, g, "www.example") })
+		}
+		wg.Wait()
+	}
+}
+
 func TestOfManyThatComeTogetherSeveralShareAConnection(t *testing.T) {
 	for _, tt := range []struct {
 		what  string
@@ -191,13 +202,7 @@ func TestANameThatHangsHoldsUpThoseThatCameWithItForAMomentOnly(t *testing.T) {
 		p := n.pool()
 		defer n.end(p)
 		g := over(nil, p)
-		for range 2 {
-			var wg sync.WaitGroup
-			for range 2 * latencyFew {
-				wg.Go(func() { _ = question(t, g, "www.example") })
-			}
-			wg.Wait()
-		}
+		learn(t, g)
 		took := burst(t, g, 20, true)
 		if slow := slices.Max(took[1:]); took[0] < time.Second || slow > 2*minDelay {
 			t.Errorf("took %v: %v", took, n)
@@ -231,13 +236,7 @@ func TestWhoComesTogetherWithNamesThatHangIsAnswered(t *testing.T) {
 				p := n.pool()
 				defer n.end(p)
 				g := over(nil, p)
-				for range 2 {
-					var wg sync.WaitGroup
-					for range 2 * latencyFew {
-						wg.Go(func() { _ = question(t, g, "www.example") })
-					}
-					wg.Wait()
-				}
+				learn(t, g)
 				before := g.Servers[0].TCPCounters.Hedges.Load()
 				random := rand.New(rand.NewPCG(1, 0))
 				stopped := errors.New("stopped")
