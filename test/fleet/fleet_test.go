@@ -5,7 +5,6 @@ package fleet
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -24,25 +23,14 @@ const (
 	both  = local + " " + node.KubeDNS
 )
 
-// built is the environment variable with the directory of the packages: what is
-// built is built outside of the lab, which has no network.
+// built is the environment variable with the directory of the packages and of
+// what plays a part in tests.
 const built = "NODELOCALDNS_TEST_FLEET"
 
-func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		if os.Getenv(node.Layers) != "" && os.Getenv(built) == "" {
-			dir, err := os.MkdirTemp("", "nodelocaldns-fleet")
-			if err == nil {
-				defer os.RemoveAll(dir)
-				err = errors.Join(packaging.Build("../..", dir, version), buildForMigration(dir), os.Setenv(built, dir))
-			}
-			if err != nil {
-				fmt.Fprintln(os.Stderr, "fleet: error:", err)
-				return 1
-			}
-		}
-		return node.Main(m.Run)
-	}())
+func TestMain(m *testing.M) { os.Exit(node.MainBuilt(built, build, m.Run)) }
+
+func build(dir string) error {
+	return errors.Join(packaging.Build("../..", dir, version), buildForMigration(dir))
 }
 
 // deb is the file of the package for this machine's nodes.

@@ -75,6 +75,24 @@ func Main(f func() int) int {
 	return code
 }
 
+// MainBuilt is Main for tests that need programs of ours: build builds them into a
+// directory, once and outside of the lab, which has no network. The environment variable
+// named env tells f, in the lab, where that is. Where Layers is not set, nothing is
+// built.
+func MainBuilt(env string, build func(dir string) error, f func() int) int {
+	if os.Getenv(Layers) != "" && os.Getenv(env) == "" {
+		dir, err := os.MkdirTemp("", "nodelocaldns-built")
+		if err == nil {
+			defer os.RemoveAll(dir)
+			err = errors.Join(build(dir), os.Setenv(env, dir))
+		}
+		if err != nil {
+			return complain(err)
+		}
+	}
+	return Main(f)
+}
+
 func complain(err error) int {
 	fmt.Fprintln(os.Stderr, "node: error:", err)
 	return 1

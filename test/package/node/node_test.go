@@ -39,25 +39,10 @@ const (
 )
 
 // built is the environment variable with the directory of the packages, and of
-// load: what is built is built outside of the lab, which has no network.
+// load.
 const built = "NODELOCALDNS_TEST_PACKAGES"
 
-func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		if os.Getenv(node.Layers) != "" && os.Getenv(built) == "" {
-			dir, err := os.MkdirTemp("", "nodelocaldns-package")
-			if err == nil {
-				defer os.RemoveAll(dir)
-				err = errors.Join(build(dir), os.Setenv(built, dir))
-			}
-			if err != nil {
-				fmt.Fprintln(os.Stderr, "package: error:", err)
-				return 1
-			}
-		}
-		return node.Main(m.Run)
-	}())
-}
+func TestMain(m *testing.M) { os.Exit(node.MainBuilt(built, build, m.Run)) }
 
 func build(dir string) error {
 	for _, version := range []string{older, newer} {
